@@ -1,0 +1,47 @@
+"""What a model is made of: its latent sites, read off one run on made-up cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+
+from pyrosc.data.inputs import dummy_batch
+from pyrosc.infer.handlers import RefuseParam, is_latent, plates_of
+
+if TYPE_CHECKING:
+    from pyrosc.models.base import Model
+
+
+def prototype(model: Model) -> Trace:
+    """Trace of the model on made-up cells, latent sites drawn from the prior."""
+    batch = dummy_batch(model.registries, model.device)
+    was = model.training
+    model.eval()
+    try:
+        with poutine.block(), torch.random.fork_rng(), torch.no_grad(), model.minibatch(batch):
+            torch.manual_seed(0)
+            guarded = RefuseParam(type(model).__name__)(model.model)
+            return poutine.trace(guarded).get_trace(**model.inputs(batch))
+    finally:
+        model.train(was)
+
+
+def latent_sites(model: Model) -> dict[str, bool]:
+    """Latent sites of the model, and whether each is local (inside the plate over cells)."""
+    return {
+        name: any(p.startswith("cells") for p in plates_of(site))
+        for name, site in prototype(model).nodes.items()
+        if is_latent(site)
+    }
+
+
+def enumerated_sites(model: Model) -> set[str]:
+    """Discrete sites that the model itself sums out."""
+    return {
+        name
+        for name, site in prototype(model).nodes.items()
+        if is_latent(site) and (site.get("infer") or {}).get("enumerate")
+    }

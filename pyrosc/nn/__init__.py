@@ -1,0 +1,16 @@
+"""Building blocks of models and guides; each acts on the last dim with any leading dims."""
+
+from pyrosc.nn.covariates import CategoryTable, CovariateEffects, Covariates, CovariateSpec
+from pyrosc.nn.layers import MLP, CellTable, FlatBatchNorm, Layer, NormalEncoder
+
+__all__ = [
+    "MLP",
+    "CategoryTable",
+    "CellTable",
+    "CovariateEffects",
+    "CovariateSpec",
+    "Covariates",
+    "FlatBatchNorm",
+    "Layer",
+    "NormalEncoder",
+]

@@ -1,0 +1,172 @@
+"""Covariates as additive rows: ``W h + E[batch] + E[donor] + c V``.
+
+Adding a row per category equals concatenating one-hot columns to the input of a linear map, and leaves
+each category's numbers in one place, so that a new category is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyrosc.data.registry import Registry
+
+
+class CategoryTable(nn.Module):
+    """One row of numbers per category; every per-category quantity of a model is one of these.
+
+    Parameters
+    ----------
+    field
+        Argument of the model whose codes index the rows.
+    key
+        Column, where the field has several; None otherwise.
+    n_categories
+        Number of rows.
+    shape
+        Shape of a row.
+    init
+        Fills the (n_categories, *shape) rows in place. Default: zeros.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        n_categories: int,
+        shape: tuple[int, ...],
+        key: str | None = None,
+        init: Callable[[Tensor], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.field, self.key, self.shape = field, key, tuple(shape)
+        self.rows = nn.Parameter(torch.zeros(n_categories, *shape))
+        if init is not None:
+            with torch.no_grad():
+                init(self.rows)
+
+    @property
+    def n_categories(self) -> int:
+        """Number of rows."""
+        return self.rows.shape[0]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Rows of the codes: (...,) int64 to (..., *shape)."""
+        flat = F.embedding(codes, self.rows.reshape(self.n_categories, -1))
+        return flat.reshape(*codes.shape, *self.shape)
+
+    def extra_repr(self) -> str:
+        """Shown in repr(model)."""
+        return f"{self.key or self.field}, {self.n_categories} categories, row {self.shape}"
+
+
+class Covariates(NamedTuple):
+    """Covariates of a minibatch, as layers take them.
+
+    Attributes
+    ----------
+    codes
+        One (n,) int64 tensor per categorical covariate, in the order of `CovariateSpec.categorical`.
+    values
+        (n, p) float32 continuous covariates.
+    """
+
+    codes: tuple[Tensor, ...]
+    values: Tensor
+
+
+class CovariateSpec(NamedTuple):
+    """Which covariates a layer takes.
+
+    Attributes
+    ----------
+    categorical
+        (field, key or None, number of categories) of each.
+    n_continuous
+        Number of continuous columns.
+    """
+
+    categorical: tuple[tuple[str, str | None, int], ...]
+    n_continuous: int
+
+    @classmethod
+    def from_registry(cls, registry: Registry, *fields: str, extra_continuous: int = 0) -> CovariateSpec:
+        """Those of the named fields that the user gave.
+
+        `extra_continuous` counts columns that the model computes itself (an embedding, say).
+        """
+        categorical: list[tuple[str, str | None, int]] = []
+        n_continuous = extra_continuous
+        for name in fields:
+            kind = registry.fields[name].kind
+            if kind in ("continuous", "continuouses"):
+                n_continuous += len(registry.keys(name))
+            elif kind == "categoricals":
+                categorical += [(name, k, registry.n_categories(name, k)) for k in registry.keys(name)]
+            elif registry.given(name):
+                categorical.append((name, None, registry.n_categories(name)))
+        return cls(tuple(categorical), n_continuous)
+
+    def pack(self, tensors: dict[str, Tensor], *extra: Tensor) -> Covariates:
+        """Covariates of a minibatch from the model's arguments; `extra` are further (n, p) columns."""
+        codes = tuple(_codes(tensors, field, key) for field, key, _ in self._positions())
+        values = [t if t.ndim > 1 else t[:, None] for t in tensors.values() if t.is_floating_point()]
+        values += list(extra)
+        n = next(iter(tensors.values())).shape[0]
+        device = next(iter(tensors.values())).device
+        return Covariates(codes, torch.cat(values, -1) if values else torch.zeros(n, 0, device=device))
+
+    def _positions(self) -> list[tuple[str, int | None, int]]:
+        seen: dict[str, int] = {}
+        out: list[tuple[str, int | None, int]] = []
+        for field, key, n in self.categorical:
+            position = None
+            if key is not None:
+                position = seen.get(field, 0)
+                seen[field] = position + 1
+            out.append((field, position, n))
+        return out
+
+
+def _codes(tensors: dict[str, Tensor], field: str, position: int | None) -> Tensor:
+    return tensors[field] if position is None else tensors[field][..., position]
+
+
+class CovariateEffects(nn.Module):
+    """Sum of the covariates' additive rows for one layer.
+
+    Parameters
+    ----------
+    spec
+        Covariates taken.
+    n_out
+        Width of the layer.
+    fan_in
+        Number of inputs of the layer they are added to; rows start uniform in ±1/sqrt(fan_in), as the
+        columns of a linear map do.
+    """
+
+    def __init__(self, spec: CovariateSpec, n_out: int, fan_in: int) -> None:
+        super().__init__()
+        bound = max(fan_in, 1) ** -0.5
+        self.tables = nn.ModuleList(
+            CategoryTable(field, n, (n_out,), key, lambda t: t.uniform_(-bound, bound))
+            for field, key, n in spec.categorical
+        )
+        self.values = (
+            nn.Parameter(torch.empty(spec.n_continuous, n_out).uniform_(-bound, bound))
+            if spec.n_continuous
+            else None
+        )
+
+    def forward(self, covariates: Covariates) -> Tensor | float:
+        """(n, n_out), or 0.0 where there is none."""
+        total: Tensor | float = 0.0
+        for table, codes in zip(self.tables, covariates.codes, strict=True):
+            total = total + table(codes)
+        if self.values is not None:
+            total = total + covariates.values @ self.values
+        return total
