@@ -1,0 +1,6 @@
+"""Training: the plan, the runner, checkpoints."""
+
+from pyrosc.train.diagnose import TrainingError
+from pyrosc.train.plan import Plan
+
+__all__ = ["Plan", "TrainingError"]
