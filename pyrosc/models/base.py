@@ -1,0 +1,510 @@
+"""The base of every model: from AnnData to a trained module and back to AnnData."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
+from pyrosc.data.inputs import dummy_batch, encode_do, load_batch, rows_key
+from pyrosc.data.loader import cut
+from pyrosc.infer.elbo import PathwiseELBO
+from pyrosc.infer.guides import Amortized
+from pyrosc.infer.handlers import Anneal, Record
+from pyrosc.infer.posterior import collect, stream
+from pyrosc.infer.structure import enumerated_sites, latent_sites, prototype
+from pyrosc.io import load, save
+from pyrosc.models.describe import describe, summary
+from pyrosc.models.results import Results
+from pyrosc.train.loop import fit
+from pyrosc.train.plan import Plan
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+_CURRENT: ContextVar[Model | None] = ContextVar("pyrosc_model", default=None)
+
+
+def cells(x: Tensor, source: str = MAIN) -> pyro.plate:
+    """The plate over the minibatch's cells, for model functions that have no ``self``.
+
+    Parameters
+    ----------
+    x
+        Any argument of the model for these cells, (n, ...).
+    source
+        Data source of the cells.
+    """
+    model = _CURRENT.get()
+    return pyro.plate("cells", len(x), dim=-1) if model is None else model.cells(x, source)
+
+
+class _Built(type):
+    """Keeps what a model was built with, so that constructors hold nothing but building."""
+
+    def __call__(cls, registry: Registry | Mapping[str, Registry], *args: Any, **kwargs: Any) -> Any:
+        self = cls.__new__(cls)  # type: ignore[call-overload]
+        nn.Module.__init__(self)
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        bound = signature.bind(self, registry, *args, **kwargs)
+        bound.apply_defaults()
+        config = dict(list(bound.arguments.items())[2:])
+        for kind in signature.parameters.values():
+            if kind.kind is inspect.Parameter.VAR_KEYWORD:
+                config |= config.pop(kind.name, {})
+        try:
+            config = json.loads(json.dumps(config))  # as it will be after loading
+        except TypeError as error:
+            raise TypeError(
+                f"{cls.__name__}: options must be JSON values (numbers, text, lists, dicts), so that the "
+                f"model can be saved: {error}"
+            ) from None
+        self.registries = dict(registry) if isinstance(registry, Mapping) else {MAIN: registry}
+        self.config = config
+        self.n_train = {source: r.n_obs for source, r in self.registries.items()}
+        self.__init__(registry, *args, **kwargs)
+        return self
+
+
+class Model(nn.Module, Results, metaclass=_Built):
+    """A probabilistic model of cells, written as a Pyro model/guide pair.
+
+    A subclass defines ``__init__(self, registry, **options)``, which builds parameters; ``model(...)``,
+    whose annotated arguments say what it needs of an AnnData; and ``guide(...)`` with the same arguments.
+    Without a guide, `pyrosc.infer.Amortized` gives an amortised one.
+
+    Attributes
+    ----------
+    elbo
+        Objective: `PathwiseELBO`, or ``TraceEnum_ELBO(max_plate_nesting=1)`` where sites are enumerated.
+    slots
+        Site name to AnnData slot ("obsm/X_scVI", "obs/…", "layers/…") for `annotate`.
+    annealed
+        Names of the sites whose KL is annealed; None for all local latent sites but ``library``.
+    plan
+        Training defaults.
+    vectorized
+        Whether model and guide broadcast over draws on the left of the plate over cells, so that several
+        are taken in one pass. False takes them one after the other, which is right for any model.
+    latent, expression
+        Names of the site of the latent space and of normalised expression.
+    registries
+        Registered fields by data source.
+    history
+        Training record, one row per epoch; None before `fit`.
+    """
+
+    elbo: ClassVar[ELBO] = PathwiseELBO()
+    slots: ClassVar[Mapping[str, str]] = {}
+    annealed: ClassVar[tuple[str, ...] | None] = None
+    plan: ClassVar[Plan] = Plan()
+    vectorized: ClassVar[bool] = False
+    latent: ClassVar[str] = "z"
+    expression: ClassVar[str] = "rho"
+
+    registries: dict[str, Registry]
+    config: dict[str, Any]
+    n_train: dict[str, int]
+    auto_guide: nn.Module
+    per_cell_guide: bool
+    _rows: dict[str, Tensor]
+    _latents: dict[str, bool]
+
+    def __init__(self, registry: Registry | Mapping[str, Registry], **options: Any) -> None:
+        # nn.Module.__init__ has run already (see _Built); options are kept in self.config
+        self.datasets: dict[str, Dataset] = {}
+        self.history: pd.DataFrame | None = None
+        self.split: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    # -- what a subclass writes -----------------------------------------------------------------------
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """Generative model in Pyro primitives."""
+        raise NotImplementedError(f"{type(self).__name__} must define model(self, x: Counts, ...)")
+
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """Variational posterior in Pyro primitives; by default encoders made by `Amortized`."""
+        return self.auto_guide(*args, **kwargs)
+
+    def initialize(self, data: Dataset | dict[str, Dataset]) -> None:
+        """Data-dependent starting values; called once by `from_anndata`, never by `load`."""
+
+    def support(self) -> dict[str, str]:
+        """Per counts field, ``"counts"`` (default) or ``"real"``: what the likelihood takes."""
+        return {}
+
+    def auxiliary(self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Further objectives by name, from the site values of the pass that the ELBO was taken on."""
+        return {}
+
+    #: Auxiliary objectives that own a submodule: name of the objective to attribute name. Its parameters
+    #: are moved by that objective alone, in a step of their own.
+    owners: ClassVar[Mapping[str, str]] = {}
+
+    # -- making one -----------------------------------------------------------------------------------
+
+    @classmethod
+    def fields(cls) -> dict[str, Field]:
+        """Fields of the model, by argument name."""
+        return schema(cls.model)
+
+    @classmethod
+    def from_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        unlabeled_category: str | None = None,
+        standardize: bool = True,
+        modalities: Mapping[str, str] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """A model for an AnnData or MuData, with weights not trained yet.
+
+        Parameters
+        ----------
+        adata
+            Cells; never changed.
+        unlabeled_category
+            Value of the labels that means unlabelled; NaN always does.
+        standardize
+            Centre continuous covariates and scale them to unit variance (kept for other data).
+        modalities
+            For MuData: modality by argument name.
+        seed
+            Seed of the starting weights; no global generator is touched.
+        **options
+            Where the fields are (``layer=``, ``batch_key=``, …) and the options of the model.
+
+        Raises
+        ------
+        TypeError
+            For an option that the model does not have, or a required field left out.
+        DataError
+            If the data do not fit; the message names the column, cells or genes.
+        """
+        return cls.from_anndatas(
+            {MAIN: adata},
+            keys=None,
+            unlabeled_category=unlabeled_category,
+            standardize=standardize,
+            modalities=modalities,
+            seed=seed,
+            **options,
+        )
+
+    @classmethod
+    def from_anndatas(
+        cls,
+        adatas: Mapping[str, AnnData],
+        *,
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+        unlabeled_category: str | None = None,
+        standardize: bool = True,
+        modalities: Mapping[str, str] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """A model of several data sets, each with cells of its own.
+
+        Parameters
+        ----------
+        adatas
+            AnnData by source name, as the model's fields name them.
+        keys
+            Per source, where its fields are (``{"seq": {"batch_key": "donor"}}``).
+        unlabeled_category, standardize, modalities, seed, **options
+            As in `from_anndata`.
+        """
+        fields = cls.fields()
+        sources = list(dict.fromkeys(f.source for f in fields.values()))
+        if set(adatas) != set(sources):
+            raise TypeError(f"{cls.__name__} reads the sources {sources}; got {sorted(adatas)}")
+        keywords = {f.keyword for f in fields.values() if f.keyword}
+        given = {k: options.pop(k) for k in list(options) if k in keywords}
+        _reject_unknown(cls, options, keywords)
+        registries = {}
+        for source in sources:
+            own = {n: f for n, f in fields.items() if f.source == source}
+            mine = given if len(sources) == 1 else dict((keys or {}).get(source, {}))
+            registries[source] = Registry.from_data(
+                adatas[source],
+                own,
+                mine,
+                unlabeled=unlabeled_category,
+                standardize=standardize,
+                modalities=modalities,
+                owner=cls.__name__,
+            )
+        datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
+        registries = {s: _with_fingerprints(r, datasets[s]) for s, r in registries.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self: Self = cls(registries[MAIN] if sources == [MAIN] else registries, **options)
+            self.datasets = datasets
+            for dataset in datasets.values():
+                preflight(dataset, self.support())
+            self.setup()
+            self.initialize(datasets[MAIN] if sources == [MAIN] else datasets)
+        return self.eval()
+
+    def setup(self) -> Self:
+        """Make every parameter exist (guides made from a model need one pass), with two made-up cells."""
+        prototype(self)  # a model that cannot run, or keeps parameters elsewhere, says so here
+        if type(self).guide is Model.guide and not hasattr(self, "auto_guide"):
+            self.auto_guide = Amortized(self)
+        with torch.random.fork_rng(), torch.no_grad():
+            was = self.training
+            self.eval()
+            self.loss(dummy_batch(self.registries, self.device))
+            self.train(was)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def registry(self) -> Registry:
+        """The registry of a model of one data source."""
+        if MAIN not in self.registries:
+            raise AttributeError(f"{type(self).__name__} has several registries: {sorted(self.registries)}")
+        return self.registries[MAIN]
+
+    # -- the objective --------------------------------------------------------------------------------
+
+    def cells(self, x: Tensor, source: str = MAIN) -> pyro.plate:
+        """The plate over the cells of a minibatch: dim −1, scaled to the number of training cells.
+
+        Called outside of `forward` (on a whole data set, say, for MCMC) it holds the cells given.
+
+        Parameters
+        ----------
+        x
+            Any argument of the model for these cells, (n, ...).
+        source
+            Data source of the cells.
+        """
+        name = "cells" if source == MAIN else f"cells_{source}"
+        rows = self._rows.get(source) if hasattr(self, "_rows") else None
+        if rows is None:
+            return pyro.plate(name, len(x), dim=-1)
+        return pyro.plate(name, self.n_train[source], subsample=rows, dim=-1)
+
+    @contextmanager
+    def minibatch(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
+        """Tell `cells` which rows of the training data the arguments are."""
+        rows = {s: batch[rows_key(s)] for s in self.registries if rows_key(s) in batch}
+        object.__setattr__(self, "_rows", rows)
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+            object.__setattr__(self, "_rows", {})
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The arguments of model and guide in a minibatch."""
+        return {k: v for k, v in batch.items() if not k.startswith("_rows")}
+
+    def loss(
+        self, batch: Mapping[str, Tensor], kl_weight: float = 1.0, record: Record | None = None
+    ) -> Tensor:
+        """Negative ELBO per cell of a minibatch, with the KL of `annealed` sites at a weight."""
+        anneal = nullcontext() if kl_weight == 1 else Anneal(kl_weight, self.annealed_sites)
+        with self.minibatch(batch), anneal, record or nullcontext():
+            inputs = self.inputs(batch)
+            elbo: Any = self.elbo  # Pyro's base class does not declare its losses
+            if torch.is_grad_enabled():
+                value = elbo.differentiable_loss(self.model, self.guide, **inputs)
+            else:  # TraceEnum_ELBO insists on a gradient in differentiable_loss
+                value = torch.as_tensor(elbo.loss(self.model, self.guide, **inputs))
+        return value / sum(self.n_train.values())
+
+    def forward(self, batch: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:
+        """Negative ELBO per cell (nats) of one minibatch: what is differentiated, and what DDP wraps."""
+        return self.loss(batch, kl_weight)
+
+    @property
+    def annealed_sites(self) -> tuple[str, ...]:
+        """Sites whose KL is annealed: `annealed`, or the local latent sites but the library."""
+        if self.annealed is not None:
+            return self.annealed
+        summed_out = enumerated_sites(self)
+        return tuple(s for s in self.latent_sites(local=True) if s != "library" and s not in summed_out)
+
+    def latent_sites(self, local: bool | None = None) -> list[str]:
+        """Names of the latent sites of the model; local ones are inside the plate over cells."""
+        if not hasattr(self, "_latents"):
+            object.__setattr__(self, "_latents", latent_sites(self))
+        return [name for name, is_local in self._latents.items() if local is None or is_local == local]
+
+    def fit(self, max_epochs: int | None = None, **options: Any) -> Self:
+        """Train by stochastic variational inference; see `pyrosc.train.fit` for the options."""
+        fit(self, max_epochs, **options)
+        return self
+
+    # -- the posterior --------------------------------------------------------------------------------
+
+    def batches(
+        self, dataset: Dataset, rows: np.ndarray, batch_size: int = 512, source: str = MAIN
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Minibatches of the cells `rows`, in that order, on the model's device.
+
+        Yields
+        ------
+        tuple
+            Positions in `rows`, and tensors by argument name.
+        """
+        device = self.device
+        others = [dummy_batch({s: r}, device) for s, r in self.registries.items() if s != source]
+        for positions in cut(np.arange(len(rows)), batch_size, smallest=1):
+            batch = load_batch({source: dataset}, {source: rows[positions]}, device)
+            for other in others:
+                batch |= other
+            yield positions, batch
+
+    def dataset(self, adata: AnnData | None = None, source: str = MAIN) -> Dataset:
+        """The registered cells (checked for changes), or those of another AnnData."""
+        if adata is None or (source in self.datasets and self.datasets[source].data is adata):
+            if source not in self.datasets:
+                if source not in self.registries:
+                    raise ValueError(f"name the data source: source= one of {sorted(self.registries)}")
+                raise ValueError(f"{type(self).__name__} was loaded without data; pass adata=")
+            self.datasets[source].verify()
+            return self.datasets[source]
+        dataset = Dataset(adata, self.registries[source], type(self).__name__)
+        preflight(dataset, self.support(), query=True)
+        return dataset
+
+    def posterior(
+        self,
+        sites: Sequence[str] | str,
+        *,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        n_samples: int = 0,
+        reduce: str | Sequence[float] | None = "mean",
+        do: Mapping[str, Any] | None = None,
+        batch_size: int = 512,
+        seed: int = 0,
+        source: str = MAIN,
+    ) -> dict[str, np.ndarray]:
+        """Posterior of any sites, latent or deterministic, in one pass over the cells.
+
+        Parameters
+        ----------
+        sites
+            Names of sites.
+        adata
+            Other cells; default the registered ones. Genes are matched by name.
+        indices
+            Rows, in the order wanted (positions or a boolean mask); default all.
+        n_samples
+            Draws from the guide; 0 puts the guide's means into the model (fast, no noise).
+        reduce
+            ``"mean"`` over draws; None keeps them, as the first axis; numbers in [0, 1] give quantiles.
+        do
+            Values to put in place of registered ones in the model, not in the guide: what the cells would
+            look like had they been of that batch. Categories by name, numbers on the original scale; a
+            value for all cells or one per cell.
+        batch_size
+            Cells at a time.
+        seed
+            Seed of the draws; no global generator is touched.
+        source
+            Data source, for models that read several.
+
+        Returns
+        -------
+        dict
+            Site name to array: (n, ...), or (n_samples, n, ...). Discrete sites give (n, k) probabilities.
+            Global sites come without n.
+        """
+        names = [sites] if isinstance(sites, str) else list(sites)
+        dataset = self.dataset(adata, source)
+        rows = as_rows(indices, dataset)
+        values = stream(
+            self,
+            names,
+            # with no cells asked for, one cell tells the shapes
+            self.batches(dataset, rows if len(rows) else np.arange(1), batch_size, source),
+            n_samples=n_samples,
+            reduce=reduce,
+            do=encode_do(self.registries[source], do, max(len(rows), 1)),
+            seed=seed,
+        )
+        found = collect(values, len(rows), reduce == "mean")
+        return {name: found[name] for name in names if name in found}
+
+    # -- saving ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder (safetensors and JSON); see `pyrosc.save`."""
+        save(self, path, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, adata: AnnData | None = None) -> Self:
+        """Read a model that `save` wrote; see `pyrosc.load`."""
+        return load(path, adata, cls=cls)  # type: ignore[return-value]
+
+    # -- repr -----------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def describe(self) -> str:
+        """Sites, plates and shapes of model and guide, for authors."""
+        return describe(self)
+
+
+def as_rows(indices: Sequence[int] | np.ndarray | None, dataset: Dataset) -> np.ndarray:
+    """Row numbers from positions, a boolean mask or None (all)."""
+    if indices is None:
+        return np.arange(dataset.n_obs)
+    index = np.asarray(indices)
+    if index.dtype == bool:
+        if index.shape != (dataset.n_obs,):
+            raise ValueError(f"a mask needs one value per cell ({dataset.n_obs}), not {index.shape}")
+        return np.flatnonzero(index)
+    if index.size == 0:
+        return np.zeros(0, np.int64)
+    if index.dtype.kind not in "iu":
+        raise TypeError("indices are positions or a boolean mask; for names use adata.obs_names.get_indexer")
+    if index.min() < -dataset.n_obs or index.max() >= dataset.n_obs:
+        raise IndexError(f"indices reach {index.max()}, but there are {dataset.n_obs} cells")
+    return np.where(index < 0, index + dataset.n_obs, index).astype(np.int64)
+
+
+def _with_fingerprints(registry: Registry, dataset: Dataset) -> Registry:
+    values = registry.to_dict() | {"fingerprints": dataset.fingerprints()}
+    return Registry.from_dict(values)
+
+
+def _reject_unknown(cls: type[Model], options: dict[str, Any], keywords: set[str]) -> None:
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        if cls.__init__ is not Model.__init__:
+            return
+        parameters = {}  # type: ignore[assignment]
+    known = [p for p in parameters if p not in ("self", "registry")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(
+            f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it takes the fields "
+            f"{', '.join(sorted(keywords))}" + (f" and the options {', '.join(known)}" if known else "")
+        )

@@ -1,0 +1,267 @@
+"""scVI: a variational autoencoder of single-cell counts (Lopez et al., Nature Methods 2018)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyrosc.data import (
+    Batch,
+    CategoricalCovariates,
+    ContinuousCovariates,
+    Counts,
+    Dataset,
+    Labels,
+    Registry,
+    SizeFactor,
+)
+from pyrosc.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from pyrosc.infer.elbo import PathwiseELBO
+from pyrosc.models.base import Model
+from pyrosc.nn import MLP, CategoryTable, Covariates, CovariateSpec, NormalEncoder
+from pyrosc.nn.layers import Norm
+
+
+class SCVI(Model):
+    """Single-cell variational inference.
+
+    z ~ Normal(0, I); ρ = softmax f(z, batch, covariates); x ~ ZINB(l ρ, θ, π), l the library size.
+    The guide is q(z | log1p x), a Normal with diagonal covariance computed by a network.
+
+    Parameters
+    ----------
+    registry
+        Made by `from_anndata`.
+    n_hidden, n_latent, n_layers
+        Width of the hidden layers, of the latent space, and depth of encoder and decoder.
+    dropout_rate
+        Of the encoder's hidden units, while training.
+    dispersion
+        Inverse dispersion θ per ``"gene"``, ``"gene-batch"``, ``"gene-label"`` or ``"gene-cell"``.
+    gene_likelihood
+        ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"`` (mean l ρ, a standard deviation per gene).
+    latent_distribution
+        ``"normal"``, or ``"ln"`` for a logistic-normal latent: softmax of the Normal, on the simplex.
+    use_observed_lib_size
+        Take a cell's total count for its library size; False makes its logarithm latent, with a Normal
+        prior per batch of the batch's observed mean and variance.
+    encode_covariates
+        Let the encoder see batch and covariates.
+    deeply_inject_covariates
+        Add them to each hidden layer; False to the first only.
+    batch_representation
+        ``"one-hot"``: a row per batch in each layer; ``"embedding"``: `batch_embedding_dim` learned numbers
+        per batch, for many batches.
+    batch_embedding_dim
+        Width of the embedding.
+    norm
+        Normalisation of hidden layers: ``"batch"``, ``"layer"`` or ``"none"``.
+    log_variational
+        Whether the encoder takes log1p of the data; None for all but the ``"normal"`` likelihood.
+
+    References
+    ----------
+    Lopez, Regier, Cole, Jordan, Yosef. Deep generative modeling for single-cell transcriptomics. Nature
+    Methods 15 (2018).
+    """
+
+    elbo = PathwiseELBO(analytic_kl=True)
+    vectorized = True
+    slots: ClassVar = {"z": "obsm/X_scVI", "library": "obs/scvi_log_library", "rho": "layers/scvi_normalized"}
+
+    def __init__(
+        self,
+        registry: Registry,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        use_observed_lib_size: bool = True,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_embedding_dim: int = 5,
+        norm: Norm = "batch",
+        log_variational: bool | None = None,
+    ) -> None:
+        super().__init__(registry)
+        _one_of("dispersion", dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
+        _one_of("gene_likelihood", gene_likelihood, ("zinb", "nb", "poisson", "normal"))
+        _one_of("latent_distribution", latent_distribution, ("normal", "ln"))
+        _one_of("batch_representation", batch_representation, ("one-hot", "embedding"))
+        if dispersion == "gene-label" and not registry.given("labels"):
+            raise ValueError("dispersion='gene-label' needs labels: labels_key=")
+        n_genes = registry.n_vars()
+        n_batch = registry.n_categories("batch")
+        self.n_latent = n_latent
+        self.dispersion, self.gene_likelihood = dispersion, gene_likelihood
+        self.logistic_normal = latent_distribution == "ln"
+        self.observed_library = use_observed_lib_size or registry.given("size_factor")
+        self.encode_covariates = encode_covariates
+        self.log_input = gene_likelihood != "normal" if log_variational is None else log_variational
+        embedded = batch_representation == "embedding"
+        self.embedding = (
+            CategoryTable("batch", n_batch, (batch_embedding_dim,), init=nn.init.normal_)
+            if embedded
+            else None
+        )
+        self.spec = CovariateSpec.from_registry(
+            registry,
+            *([] if embedded else ["batch"]),
+            "categorical_covariates",
+            "continuous_covariates",
+            extra_continuous=batch_embedding_dim if embedded else 0,
+        )
+        seen = self.spec if encode_covariates else CovariateSpec((), 0)
+        inject = deeply_inject_covariates
+        self.encoder = NormalEncoder(n_genes, n_latent, n_hidden, n_layers, seen, inject, norm, dropout_rate)
+        self.decoder = MLP(n_latent, n_hidden, n_layers, self.spec, inject, norm)
+        self.scale_head = nn.Linear(n_hidden, n_genes)
+        self.zi_head = nn.Linear(n_hidden, n_genes) if gene_likelihood == "zinb" else None
+        if dispersion == "gene-cell":
+            self.log_theta: nn.Module = nn.Linear(n_hidden, n_genes)
+        elif dispersion == "gene-label":
+            self.log_theta = CategoryTable("labels", registry.n_categories("labels") + 1, (n_genes,))
+        elif dispersion == "gene-batch":
+            self.log_theta = CategoryTable("batch", n_batch, (n_genes,))
+        else:
+            self.log_theta = GeneParameter(n_genes)
+        if not self.observed_library:
+            self.library_encoder = NormalEncoder(n_genes, 1, n_hidden, 1, seen, inject, norm, dropout_rate)
+            # mean and variance of the log library of each batch, from its cells
+            self.library_prior = CategoryTable("batch", n_batch, (2,), init=nn.init.ones_).requires_grad_(
+                False
+            )
+
+    # -- the math -------------------------------------------------------------------------------------
+
+    def model(
+        self,
+        x: Counts,
+        batch: Batch,
+        labels: Labels,
+        size_factor: SizeFactor,
+        categorical_covariates: CategoricalCovariates,
+        continuous_covariates: ContinuousCovariates,
+    ) -> None:
+        """p(x, z, l): x (n, g); codes (n,), covariates (n, k) and (n, p)."""
+        covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
+        with self.cells(x):
+            prior = dist.Normal(x.new_zeros(self.n_latent), 1.0).to_event(1)
+            if self.logistic_normal:
+                z = pyro.deterministic("z", pyro.sample("z_raw", prior).softmax(-1), event_dim=1)
+            else:
+                z = pyro.sample("z", prior)
+            library = self._library(x, batch, size_factor)
+            h = self.decoder(z, covariates)
+            log_rho = self._log_rho(self.scale_head(h))
+            pyro.deterministic("rho", log_rho.exp(), event_dim=1)
+            log_theta = self._log_theta(h, batch, labels)
+            pyro.sample("x", self._law(log_rho + library.unsqueeze(-1), log_theta, h).to_event(1), obs=x)
+
+    def guide(
+        self,
+        x: Counts,
+        batch: Batch,
+        labels: Labels,
+        size_factor: SizeFactor,
+        categorical_covariates: CategoricalCovariates,
+        continuous_covariates: ContinuousCovariates,
+    ) -> None:
+        """q(z | x) and, where the library is latent, q(l | x)."""
+        covariates = None
+        if self.encode_covariates:
+            covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
+        features = x.log1p() if self.log_input else x
+        with self.cells(x):
+            name = "z_raw" if self.logistic_normal else "z"
+            pyro.sample(name, dist.Normal(*self.encoder(features, covariates)).to_event(1))
+            if not self.observed_library:
+                loc, scale = self.library_encoder(features, covariates)
+                pyro.sample("library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+
+    def _library(self, x: Tensor, batch: Tensor, size_factor: Tensor) -> Tensor:
+        """Log library size of each cell, (n,)."""
+        if not self.observed_library:
+            loc, variance = self.library_prior(batch).unbind(-1)
+            return pyro.sample("library", dist.Normal(loc, variance.sqrt()))
+        total = size_factor if self.registry.given("size_factor") else x.sum(-1)
+        return pyro.deterministic("library", total.log(), event_dim=0)
+
+    def _log_rho(self, h: Tensor) -> Tensor:
+        """Log of expression: a share of the cell's transcripts or, with a size factor, any positive rate."""
+        return F.softplus(h).log() if self.registry.given("size_factor") else h.log_softmax(-1)
+
+    def _log_theta(self, h: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+        if self.dispersion == "gene-cell":
+            return self.log_theta(h)
+        if self.dispersion == "gene-batch":
+            return self.log_theta(batch)
+        if self.dispersion == "gene-label":  # unlabelled cells share the last row
+            last = self.registry.n_categories("labels")
+            return self.log_theta(torch.where(labels < 0, last, labels))
+        return self.log_theta()
+
+    def _law(self, log_mean: Tensor, log_theta: Tensor, h: Tensor) -> Any:
+        if self.zi_head is not None:
+            return ZeroInflatedNegativeBinomial(
+                log_mean=log_mean, log_inverse_dispersion=log_theta, zi_logits=self.zi_head(h)
+            )
+        if self.gene_likelihood == "nb":
+            return NegativeBinomial(log_mean=log_mean, log_inverse_dispersion=log_theta)
+        if self.gene_likelihood == "poisson":
+            return Poisson(log_mean=log_mean)
+        return dist.Normal(log_mean.exp(), log_theta.exp())
+
+    def _covariates(self, batch: Tensor, categorical: Tensor, continuous: Tensor) -> Covariates:
+        tensors = {"batch": batch, "categorical_covariates": categorical, "continuous_covariates": continuous}
+        extra = [self.embedding(batch)] if self.embedding is not None else []
+        return self.spec.pack(tensors, *extra)
+
+    # -- starting values ------------------------------------------------------------------------------
+
+    def initialize(self, data: Dataset | dict[str, Dataset]) -> None:
+        """Decoder biases at the log of mean shares; priors of the library per batch from its cells."""
+        assert isinstance(data, Dataset)
+        summary = data.summary("x")
+        shares = np.maximum(summary.gene_sums, 0.5)  # half a count for genes without any
+        with torch.no_grad():
+            if not self.registry.given("size_factor") and self.gene_likelihood != "normal":
+                self.scale_head.bias.copy_(torch.as_tensor(np.log(shares / shares.sum())))
+            if not self.observed_library:
+                codes, totals = data.codes("batch"), np.log(summary.cell_sums)
+                for i in range(self.registry.n_categories("batch")):
+                    here = totals[codes == i]
+                    self.library_prior.rows[i] = torch.tensor([here.mean(), max(here.var(), 1e-4)])
+                self.library_encoder.loc.bias.fill_(float(totals.mean()))
+                self.library_encoder.log_variance.bias.fill_(float(np.log(max(totals.var(), 1e-4))))
+
+    def support(self) -> dict[str, str]:
+        """The Normal likelihood takes any real numbers."""
+        return {"x": "real"} if self.gene_likelihood == "normal" else {}
+
+
+class GeneParameter(nn.Module):
+    """One free number per gene, (g,), starting at zero."""
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self) -> Tensor:
+        """(g,)."""
+        return self.values
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; not {value!r}")
