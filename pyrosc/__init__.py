@@ -1,0 +1,42 @@
+"""pyrosc: Pyro-first probabilistic models of single-cell omics."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pyrosc import data, datasets, distributions, nn, pl, simulate
+from pyrosc.checks import ContractError, check_model
+from pyrosc.data import DataError, DataWarning
+from pyrosc.infer import Amortized, PathwiseELBO, auto
+from pyrosc.io import load, save
+from pyrosc.models import SCVI, Model
+from pyrosc.models.base import cells
+from pyrosc.tools.annotate import annotate
+from pyrosc.train import Plan, TrainingError
+
+try:
+    __version__ = version("pyrosc")
+except PackageNotFoundError:  # run from a folder that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "SCVI",
+    "Amortized",
+    "ContractError",
+    "DataError",
+    "DataWarning",
+    "Model",
+    "PathwiseELBO",
+    "Plan",
+    "TrainingError",
+    "annotate",
+    "auto",
+    "cells",
+    "check_model",
+    "data",
+    "datasets",
+    "distributions",
+    "load",
+    "nn",
+    "pl",
+    "save",
+    "simulate",
+]
