@@ -1,0 +1,170 @@
+"""Median milliseconds of one training step, loading included, in interleaved rounds of both tools.
+
+Random counts, 90 % zeros, 4000 genes, minibatches of 128, ZINB with one dispersion per gene, two batches;
+both tools with their defaults.  A round fits afresh for 32 and for 160 steps of one epoch: the difference of
+the two times is 128 steps without set-up and without what is done once per epoch.  From
+pyrosc's environment::
+
+    python benchmarks/step_time.py --peer-python PATH_OF_THE_PEERS_PYTHON
+
+Without ``--peer-python`` only pyrosc is timed; ``--tools peer`` times the peer alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+THREADS = 2
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from typing import Any, TextIO  # noqa: E402
+
+import _common as common  # noqa: E402
+import anndata  # noqa: E402
+import numpy as np  # noqa: E402
+import scipy.sparse as sp  # noqa: E402
+import torch  # noqa: E402
+
+BATCH_SIZE, FEW, MANY = 128, 32, 160
+
+
+def random_counts(
+    n_cells: int = MANY * BATCH_SIZE, n_genes: int = 4000, zeros: float = 0.9
+) -> anndata.AnnData:
+    """Counts with a given share of zeros, the same in every cell, so that all steps cost the same."""
+    rng = np.random.default_rng(0)
+    filled = round((1 - zeros) * n_genes)
+    columns = np.concatenate([np.sort(rng.choice(n_genes, filled, replace=False)) for _ in range(n_cells)])
+    values = (1 + rng.poisson(rng.gamma(1.0, 1.0, columns.size))).astype(np.float32)
+    x = sp.csr_matrix((values, columns, np.arange(n_cells + 1) * filled), shape=(n_cells, n_genes))
+    adata = anndata.AnnData(x)
+    adata.obs["batch"] = np.where(np.arange(n_cells) % 2, "a", "b")
+    return adata
+
+
+# --- one fit of a given number of steps ---------------------------------------------------------------------
+
+
+def fit_peer(adata: anndata.AnnData, steps: int) -> tuple[float, str]:
+    """Seconds of ``train()`` of scvi-tools' SCVI, and its version."""
+    import scvi
+
+    scvi.settings.seed = 0
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = scvi.model.SCVI(adata)
+    start = time.perf_counter()
+    model.train(max_steps=steps, train_size=1.0, batch_size=BATCH_SIZE)
+    seconds = time.perf_counter() - start
+    assert model.trainer.global_step == steps
+    return seconds, scvi.__version__
+
+
+def fit_ours(adata: anndata.AnnData, steps: int) -> tuple[float, str]:
+    """Seconds of ``fit()`` of pyrosc's SCVI, and its version."""
+    import pyrosc
+
+    model = pyrosc.SCVI.from_anndata(adata, batch_key="batch")
+    start = time.perf_counter()
+    model.fit(max_steps=steps, train_size=1.0, batch_size=BATCH_SIZE)
+    return time.perf_counter() - start, pyrosc.__version__
+
+
+FIT = {"peer": fit_peer, "ours": fit_ours}
+
+
+# --- a process per tool, working when told to ---------------------------------------------------------------
+
+
+def worker(tool: str, answers: TextIO) -> None:
+    """Answer each line on standard input by one round: milliseconds per step, as a line of JSON."""
+    torch.set_num_threads(THREADS)
+    adata = random_counts()
+    FIT[tool](adata, 4)  # imports and first-use costs
+    print(json.dumps("ready"), file=answers, flush=True)
+    for _ in sys.stdin:
+        few, _ = FIT[tool](adata, FEW)
+        many, version = FIT[tool](adata, MANY)
+        ms = 1000 * (many - few) / (MANY - FEW)
+        print(json.dumps({"ms": ms, "version": version}), file=answers, flush=True)
+
+
+class Worker:
+    """The other end of `worker`: a process in the tool's own environment."""
+
+    def __init__(self, tool: str, python: str) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [python, __file__, "--worker", tool]
+        self.process = subprocess.Popen(command, text=True, stderr=subprocess.DEVNULL, **pipes)
+        self.tool, self.ms, self.version = tool, [], ""
+        self._answer()
+
+    def _answer(self) -> Any:
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            raise SystemExit(f"{self.tool} stopped; to see why: {' '.join(map(str, self.process.args))}")
+        return json.loads(line)
+
+    def round(self) -> float:
+        """One round; returns and keeps its milliseconds per step."""
+        self.process.stdin.write("go\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        answer = self._answer()
+        self.ms.append(answer["ms"])
+        self.version = answer["version"]
+        return answer["ms"]
+
+    def close(self) -> None:
+        """Let the process end."""
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait()
+
+
+def main() -> None:
+    """Run the rounds, print and keep the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", help="interpreter of the environment that holds scvi-tools")
+    parser.add_argument(
+        "--tools", nargs="+", choices=list(FIT), help="default: ours, and peer where there is one"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--worker", choices=list(FIT), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        answers, sys.stdout = sys.stdout, sys.stderr  # the tools may print; answers must stay clean
+        return worker(args.worker, answers)
+
+    tools = args.tools or (["peer", "ours"] if args.peer_python else ["ours"])
+    if "peer" in tools and not args.peer_python:
+        parser.error("the peer needs --peer-python")
+    load_before = os.getloadavg()
+    workers = [Worker(tool, args.peer_python if tool == "peer" else sys.executable) for tool in tools]
+    for i in range(args.rounds):
+        print(f"round {i + 1}:", *(f"{w.tool} {w.round():.1f} ms" for w in workers), flush=True)
+    for w in workers:
+        w.close()
+
+    torch.set_num_threads(THREADS)
+    result: dict[str, Any] = {
+        "what": "one training step, 128 x 4000, 90 % zeros, ZINB, dispersion per gene, loading included",
+        "machine": common.machine(),
+        "load": {"before": load_before, "after": os.getloadavg()},
+        "versions": common.versions("torch"),
+    }
+    for w in workers:
+        result[w.tool] = {"version": w.version, "median_ms": statistics.median(w.ms), "rounds_ms": w.ms}
+        print(f"{w.tool} {w.version}: {result[w.tool]['median_ms']:.1f} ms per step")
+    if len(workers) == 2:
+        result["ratio"] = result["peer"]["median_ms"] / result["ours"]["median_ms"]
+        print(f"ratio: {result['ratio']:.2f}")
+    name = "step_time.json" if len(workers) == 2 else f"step_time_{tools[0]}.json"
+    common.save_json(common.RESULTS / name, result)
+
+
+if __name__ == "__main__":
+    main()
