@@ -237,10 +237,15 @@ def check_model(cls: type[Model], **options: Any) -> list[str]:
             check(case)
         except Exception as error:
             first = (inspect.getdoc(check) or check.__name__).splitlines()[0]
-            failed.append(f"{check.__name__} ({first}) {type(error).__name__}: {error}")
+            failed.append(f"{check.__name__} ({first}) {type(error).__name__}: {_short(error)}")
     if failed:
         raise ContractError(f"{cls.__name__} breaks the contract:\n- " + "\n- ".join(failed))
     return [check.__name__ for check in CHECKS]
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _whole(model: Model) -> dict[str, torch.Tensor]:

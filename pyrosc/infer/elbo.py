@@ -76,6 +76,7 @@ class PathwiseELBO(ELBO):
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         if is_validation_enabled():
+            _check_sites(model_trace, guide_trace)
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             _check_reparameterised(guide_trace)
             if self.analytic_kl:
@@ -129,6 +130,24 @@ def _log_prob(site: Any) -> Tensor | float:
     if is_validation_enabled():
         check_site_shape({**site, "log_prob": value}, float("inf"))  # type: ignore[arg-type]
     return _summed(value, site)
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    in_model = {n for n, s in model_trace.nodes.items() if is_latent(s)}
+    in_guide = {n for n, s in guide_trace.nodes.items() if is_latent(s)}
+    if missing := sorted(in_model - in_guide):
+        raise ValueError(
+            f"the guide has no site for {missing} of the model; add pyro.sample({missing[0]!r}, ...) to it. "
+            "A discrete site can be summed out: infer={'enumerate': 'parallel'} in the model, and elbo = "
+            "TraceEnum_ELBO(max_plate_nesting=1)"
+        )
+    nodes: Any = guide_trace.nodes
+    auxiliary = {n for n in in_guide if nodes[n]["infer"].get("is_auxiliary")}
+    if extra := sorted(in_guide - in_model - auxiliary):
+        raise ValueError(
+            f"the guide has sites that the model has not: {extra}; name them as in the model, or mark them "
+            "infer={'is_auxiliary': True}"
+        )
 
 
 def _check_reparameterised(guide_trace: Trace) -> None:

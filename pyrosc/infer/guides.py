@@ -246,7 +246,8 @@ def auto(
         members["__doc__"] = inspect.getdoc(model)
 
     make: Any = guide
-    if guide is Amortized or (isinstance(guide, type) and issubclass(guide, Amortized)):
+    made_by = getattr(guide, "func", guide)  # of a functools.partial
+    if isinstance(made_by, type) and issubclass(made_by, Amortized):
 
         def setup(self: Model) -> Model:
             if not hasattr(self, "auto_guide"):

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrosc.data.inputs import apply_do
@@ -211,8 +212,9 @@ def _globals(guide_trace: Trace) -> dict[str, Tensor]:
 def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tuple[Any, bool]:
     node: Any = model_trace.nodes.get(name) or guide_trace.nodes.get(name)
     if node is None:
-        known = [n for t in (guide_trace, model_trace) for n, s in t.nodes.items() if s["type"] == "sample"]
-        raise KeyError(f"{type(model).__name__} has no site '{name}'; it has {sorted(set(known))}")
+        nodes = guide_trace.nodes | model_trace.nodes
+        known = sorted(n for n, s in nodes.items() if s["type"] == "sample" and not site_is_subsample(s))
+        raise KeyError(f"{type(model).__name__} has no site '{name}'; it has {known}")
     local = any(p.startswith("cells") for p in plates_of(node))
     discrete = is_latent(node) and getattr(node["fn"], "has_enumerate_support", False)
     if discrete and name not in guide_trace.nodes:

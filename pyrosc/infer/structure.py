@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def prototype(model: Model) -> Trace:
     """Trace of the model on made-up cells, latent sites drawn from the prior."""
-    batch = dummy_batch(model.registries, model.device)
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    made_up = dummy_batch(model.registries, model.device)
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in made_up.items()}
     was = model.training
     model.eval()
     try:

@@ -55,6 +55,11 @@ def cells(x: Tensor, source: str = MAIN) -> pyro.plate:
 class _Built(type):
     """Keeps what a model was built with, so that constructors hold nothing but building."""
 
+    def __init__(cls, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> None:
+        super().__init__(name, bases, members)
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+        cls.__signature__ = inspect.Signature(parameters)  # what help() and tab completion show
+
     def __call__(cls, registry: Registry | Mapping[str, Registry], *args: Any, **kwargs: Any) -> Any:
         self = cls.__new__(cls)  # type: ignore[call-overload]
         nn.Module.__init__(self)
@@ -353,10 +358,7 @@ class Model(nn.Module, Results, metaclass=_Built):
             object.__setattr__(self, "_latents", latent_sites(self))
         return [name for name, is_local in self._latents.items() if local is None or is_local == local]
 
-    def fit(self, max_epochs: int | None = None, **options: Any) -> Self:
-        """Train by stochastic variational inference; see `pyrosc.train.fit` for the options."""
-        fit(self, max_epochs, **options)
-        return self
+    fit = fit  # the one runner, as a method
 
     # -- the posterior --------------------------------------------------------------------------------
 
@@ -377,6 +379,16 @@ class Model(nn.Module, Results, metaclass=_Built):
             for other in others:
                 batch |= other
             yield positions, batch
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Rows that train, sorted; of a model of one data source that was fitted."""
+        return self.split[MAIN][0]
+
+    @property
+    def validation_indices(self) -> np.ndarray:
+        """Rows that are held out, sorted; of a model of one data source that was fitted."""
+        return self.split[MAIN][1]
 
     def dataset(self, adata: AnnData | None = None, source: str = MAIN) -> Dataset:
         """The registered cells (checked for changes), or those of another AnnData."""

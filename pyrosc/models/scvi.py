@@ -61,7 +61,7 @@ class SCVI(Model):
     batch_embedding_dim
         Width of the embedding.
     norm
-        Normalisation of hidden layers: ``"batch"``, ``"layer"`` or ``"none"``.
+        Normalisation of hidden layers: ``"layer"``, ``"batch"`` or ``"none"``.
     log_variational
         Whether the encoder takes log1p of the data; None for all but the ``"normal"`` likelihood.
 
@@ -90,7 +90,7 @@ class SCVI(Model):
         deeply_inject_covariates: bool = True,
         batch_representation: Literal["one-hot", "embedding"] = "one-hot",
         batch_embedding_dim: int = 5,
-        norm: Norm = "batch",
+        norm: Norm = "layer",
         log_variational: bool | None = None,
     ) -> None:
         super().__init__(registry)

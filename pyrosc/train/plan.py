@@ -42,12 +42,12 @@ class Plan:
 
     steps: int = 3000
     min_epochs: int = 10
-    max_epochs: int = 400
+    max_epochs: int = 150
     batch_size: int = 128
-    lr: float = 5e-3
+    lr: float = 2e-3
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     rise: float = 0.3
-    warmup: float = 0.3
+    warmup: float = 0.5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -173,7 +173,8 @@ def test_max_time(model):
 
 
 def test_the_plan_counts_in_steps():
-    assert [Plan(steps=3000).epochs(n) for n in (1, 10, 10_000)] == [400, 300, 10]
+    plan = Plan(steps=3000, min_epochs=10, max_epochs=400)
+    assert [plan.epochs(n) for n in (1, 10, 10_000)] == [400, 300, 10]
 
 
 def test_a_plan_s_defaults_are_taken(toy_adata):
