@@ -299,18 +299,18 @@ def test_run_without_pictures_shows_notes_and_picks_variable_genes(tmp_path, cap
     assert len(set(shown[1].split(", "))) == 2
 
 
-def test_variable_genes_are_those_that_vary():
+def test_variable_genes_are_those_that_vary(monkeypatch):
     from pyrosc.demo import variable_genes
 
     adata = make_adata(150, 12, seed=1)
-    group = np.arange(150) % 2 == 0
     x = np.full((150, 12), 5.0, np.float32)
-    x[:, 7] = np.where(group, 100, 1)
+    x[:, 7] = np.where(np.arange(150) % 2 == 0, 100, 1)
     x[:, 3] = np.where(np.arange(150) % 3 == 0, 60, 1)
     x[:, 9] = x[:, 7]  # says the same as gene 7
-    adata.X = x
     model = pyrosc.SCVI.from_anndata(adata, n_hidden=16, n_latent=4)
-    model.fit(40, progress=False, lr=1e-2)
+    # expression as a perfect fit would give it, so that the choice of genes alone is tested
+    known = x / x.sum(1, keepdims=True) * 1e4
+    monkeypatch.setattr(model, "get_normalized_expression", lambda indices, **_: known[indices])
     found = variable_genes(model, 2)
     assert set(found) in ({"gene_7", "gene_3"}, {"gene_9", "gene_3"})
 
