@@ -102,6 +102,7 @@ def main() -> None:
         "machine": common.machine(),
         **fit.as_dict(),
         "peak_memory_mib": total.peak_mib,
+        "peak_process_mib": total.process_mib,
         "epochs": epochs,
         "epoch_seconds": common.spread(clock.times),
         "steps": int(model.trainer.global_step),

@@ -100,6 +100,7 @@ def fit_ours(name: str, seed: int, folder: Path, data_dir: Path | None) -> None:
         "seed": seed,
         **fit.as_dict(),
         "peak_memory_mib": total.peak_mib,
+        "peak_process_mib": total.process_mib,
         "epochs": len(history),
         "steps": int(history["steps"].iloc[-1]),
         "epoch_seconds": common.spread([0.0, *history["seconds"]]),
@@ -167,8 +168,16 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def mean(fits: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds; None where a figure is missing in any of them."""
     table: dict[str, Any] = {}
-    for key in ("seconds", "seconds_to_peer_elbo", "elbo", "elbo_se", "iwll", "peak_memory_mib"):
-        values = [fit[key] for fit in fits]
+    for key in (
+        "seconds",
+        "seconds_to_peer_elbo",
+        "elbo",
+        "elbo_se",
+        "iwll",
+        "peak_memory_mib",
+        "peak_process_mib",
+    ):
+        values = [fit.get(key) for fit in fits]
         table[key] = None if None in values else float(np.mean(values))
     scores = [fit["scib"] for fit in fits]
     table["scib"] = None
