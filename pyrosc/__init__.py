@@ -7,9 +7,16 @@ from pyrosc.checks import ContractError, check_model
 from pyrosc.data import DataError, DataWarning
 from pyrosc.infer import Amortized, PathwiseELBO, auto
 from pyrosc.io import load, save
-from pyrosc.models import SCVI, Model
+from pyrosc.models import (
+    AUTOZI,
+    SCANVI,
+    SCVI,
+    CellAssign,
+    Model,
+)
 from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
+from pyrosc.tools.predict import predict
 from pyrosc.train import Plan, TrainingError
 
 try:
@@ -18,8 +25,11 @@ except PackageNotFoundError:  # run from a folder that was not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AUTOZI",
+    "SCANVI",
     "SCVI",
     "Amortized",
+    "CellAssign",
     "ContractError",
     "DataError",
     "DataWarning",
@@ -37,6 +47,7 @@ __all__ = [
     "load",
     "nn",
     "pl",
+    "predict",
     "save",
     "simulate",
 ]

@@ -36,7 +36,7 @@ class Case:
 
     def data(self, **sizes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """AnnData and keywords per source."""
-        fields = self.cls.fields()
+        fields = self.cls.fields(**self.options)
         adatas, keys = {}, {}
         for source in dict.fromkeys(f.source for f in fields.values()):
             own = {n: f for n, f in fields.items() if f.source == source}
@@ -46,9 +46,7 @@ class Case:
     def make(self, seed: int = 0, **sizes: Any) -> Model:
         """A new model, not trained."""
         adatas, keys = self.data(**sizes)
-        if list(adatas) == [MAIN]:
-            return self.cls.from_anndata(adatas[MAIN], seed=seed, **keys[MAIN], **self.options)
-        return self.cls.from_anndatas(adatas, keys=keys, seed=seed, **self.options)
+        return self.cls.example(adatas, keys, seed, **self.options)
 
     def fitted(self, epochs: int = 2, seed: int = 0) -> Model:
         """A model trained for a moment."""
@@ -170,14 +168,14 @@ def fit_lowers_the_loss(case: Case) -> None:
 
 def categories_live_in_tables(case: Case) -> None:
     """Parameters whose shape follows the number of categories are rows of a CategoryTable."""
-    kinds = {f.kind for f in case.cls.fields().values()}
+    kinds = {f.kind for f in case.cls.fields(**case.options).values()}
     if not kinds & {"categorical", "categoricals"}:
         return
     small, large = (dict(case.make(n_categories=k).state_dict()) for k in (3, 4))
     model = case.make()
     tables = {f"{n}.rows" for n, m in model.named_modules() if isinstance(m, CategoryTable)}
     bare = [k for k in small if k in large and small[k].shape != large[k].shape and k not in tables]
-    labels = {n for n, f in case.cls.fields().items() if f.kind == "labels"}
+    labels = {n for n, f in case.cls.fields(**case.options).items() if f.kind == "labels"}
     assert not bare or labels, f"not in a CategoryTable: {bare}"
 
 

@@ -18,6 +18,10 @@ MODELS = [
 ]
 #: Options that change what a model is made of.
 VARIANTS = {
+    "CellAssign": [
+        {"markers": {"A": ["gene1", "gene2"], "B": ["gene2", "gene3", "gene4"]}},
+        {"markers": {"A": ["gene1"], "B": ["gene3"]}, "other": "rest", "dispersion": "gene"},
+    ],
     "SCVI": [
         {},
         {"gene_likelihood": "nb", "dispersion": "gene-batch", "use_observed_lib_size": False},
@@ -25,7 +29,12 @@ VARIANTS = {
         {"gene_likelihood": "normal", "batch_representation": "embedding", "norm": "layer", "n_layers": 2},
         {"dispersion": "gene-label", "deeply_inject_covariates": False, "n_layers": 2},
         {"dispersion": "gene-cell"},
-    ]
+    ],
+    "AUTOZI": [
+        {},
+        {"zero_inflation": "gene-batch", "alpha_prior": None, "beta_prior": None},
+        {"zero_inflation": "gene-label", "dispersion": "gene-label", "latent_distribution": "ln"},
+    ],
 }
 CASES = [(m, options) for m in MODELS for options in VARIANTS.get(m.__name__, [{}])]
 

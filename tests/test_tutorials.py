@@ -1,6 +1,7 @@
 """Every tutorial runs from top to bottom as a notebook."""
 
 import os
+import re
 from pathlib import Path
 
 import jupytext
@@ -20,6 +21,9 @@ def test_tutorial_runs(path, tmp_path, monkeypatch):
     data = os.environ.get("PYROSC_TEST_DATA") or ROOT.parent / "shared" / "data"
     monkeypatch.setenv("PYROSC_TEST_DATA", str(Path(data).resolve()))  # the notebook runs in another folder
     notebook = jupytext.read(path)
+    for name in re.findall(r"^# needs: (\S+)$", path.read_text(), flags=re.MULTILINE):
+        if not (Path(data) / name).exists():
+            pytest.skip(f"{path.name} needs {name} in the folder of test data, or the network")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert cells, f"{path.name} has no code"
     client = nbclient.NotebookClient(

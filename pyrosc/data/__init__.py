@@ -18,6 +18,7 @@ from pyrosc.data.schema import (
     Protein,
     ProteinMask,
     SizeFactor,
+    Total,
     Values,
     schema,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ProteinMask",
     "Registry",
     "SizeFactor",
+    "Total",
     "Values",
     "preflight",
     "schema",

@@ -47,6 +47,7 @@ class Dataset:
         for name, state in registry.fields.items():
             if state.kind == "counts":
                 self.matrices[name] = _matrix(data, name, state)
+                self.matrices[name].narrow()
             else:
                 self._columns[name] = self._encode(data, name, state)
         self._fingerprints = {n: m.fingerprint() for n, m in self.matrices.items()}
@@ -109,6 +110,8 @@ class Dataset:
         n, kind = self.n_obs, state.kind
         if kind == "index":
             return self._rows_of_registered(data)
+        if kind == "total":
+            return _source(data, state).row_sums().astype(np.float32)
         if not state.given:
             return _absent(kind, n)
         adata = enc.part(data, state.modality)
@@ -188,13 +191,18 @@ def _table(adata: Any, state: FieldState) -> np.ndarray:
 
 
 def _matrix(data: Any, name: str, state: FieldState) -> Matrix:
+    return _source(data, state, _take(enc.part(data, state.modality), state))
+
+
+def _source(data: Any, state: FieldState, take: np.ndarray | None = None) -> Matrix:
+    """The matrix that counts, or totals, are read from."""
     adata = enc.part(data, state.modality)
     if state.keys and state.keys[0] not in adata.layers:
         raise DataError(f"there is no layer '{state.keys[0]}'; layers are {listed(adata.layers) or 'none'}")
     source = adata.layers[state.keys[0]] if state.keys else adata.X
     if source is None:
         raise DataError(f"{state.where} is empty")
-    return Matrix(source, _take(adata, state))
+    return Matrix(source, take)
 
 
 def _take(adata: Any, state: FieldState) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,8 @@ def _dummy(registry: Registry, name: str, kind: str, n: int) -> Tensor:
         return torch.zeros(n, len(registry.keys(name)), dtype=torch.int64)
     if kind == "continuouses":
         return torch.zeros(n, len(registry.keys(name)))
+    if kind == "total":
+        return torch.full((n,), float(registry.fields[name].n_summed))  # as if each count were one
     if kind in ("continuous", "size_factor"):
         return torch.full((n,), float(kind == "size_factor"))
     if kind == "index":
@@ -132,7 +134,7 @@ def encode_do(registry: Registry, do: Mapping[str, Any] | None, n: int) -> dict[
 
 def _find(registry: Registry, name: str) -> tuple[str, int]:
     for field, state in registry.fields.items():
-        if name in state.keys and (state.kind != "counts"):
+        if name in state.keys and state.kind not in ("counts", "total"):
             return field, state.keys.index(name)
     if name in registry.fields:
         state = registry.fields[name]
@@ -161,3 +163,21 @@ def apply_do(
                 changed[:, position] = here
         out[field] = changed
     return out
+
+
+def as_rows(indices: Sequence[int] | np.ndarray | None, dataset: Dataset) -> np.ndarray:
+    """Row numbers from positions, a boolean mask or None (all)."""
+    if indices is None:
+        return np.arange(dataset.n_obs)
+    index = np.asarray(indices)
+    if index.dtype == bool:
+        if index.shape != (dataset.n_obs,):
+            raise ValueError(f"a mask needs one value per cell ({dataset.n_obs}), not {index.shape}")
+        return np.flatnonzero(index)
+    if index.size == 0:
+        return np.zeros(0, np.int64)
+    if index.dtype.kind not in "iu":
+        raise TypeError("indices are positions or a boolean mask; for names use adata.obs_names.get_indexer")
+    if index.min() < -dataset.n_obs or index.max() >= dataset.n_obs:
+        raise IndexError(f"indices reach {index.max()}, but there are {dataset.n_obs} cells")
+    return np.where(index < 0, index + dataset.n_obs, index).astype(np.int64)

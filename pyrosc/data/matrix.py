@@ -18,31 +18,43 @@ class Matrix:
     ----------
     source
         CSR or CSC (matrix or array), dense, an h5py or zarr array, or anndata's sparse data set on disk.
-        In-memory CSC is converted to CSR once, since minibatches are rows.
+        In memory, other sparse formats are converted to CSR once, since minibatches are rows.
     take
         (g,) positions of the wanted columns; None keeps all in their order.
     """
 
     def __init__(self, source: Any, take: np.ndarray | None = None) -> None:
+        n_columns = source.shape[1] if take is None else len(take)
+        self.shape: tuple[int, int] = (int(source.shape[0]), int(n_columns))
+        self._nonzeros = int(source.nnz) if sp.issparse(source) else None
         if sp.issparse(source) and source.format != "csr":
+            if take is not None:  # columns first: fewer values to convert
+                source, take = source.tocsc()[:, take], None
             source = source.tocsr()
         if isinstance(source, np.matrix):
             source = np.asarray(source)
         self._source = source
         self._take = take
         self.on_disk = not (sp.issparse(source) or isinstance(source, np.ndarray))
-        n_columns = source.shape[1] if take is None else len(take)
-        self.shape: tuple[int, int] = (int(source.shape[0]), int(n_columns))
+
+    def narrow(self) -> None:
+        """Where few columns of a sparse matrix in memory are wanted, copy them once, for many readings."""
+        take, source = self._take, self._source
+        if take is not None and sp.issparse(source) and 4 * len(take) < source.shape[1]:
+            self._source, self._take = source[:, take], None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Rows `index` as (len(index), g) float32, in the order of `index`."""
+        if self._take is not None and isinstance(self._source, np.ndarray):
+            return self._source[np.ix_(index, self._take)].astype(np.float32)
         part = self._read(index)
         if sp.issparse(part):
+            if self._take is not None:
+                part = part[:, self._take]
             if part.dtype != np.float32:
                 part = part.astype(np.float32)
-            out = part.toarray()
-        else:
-            out = np.asarray(part, dtype=np.float32)
+            return part.toarray()
+        out = np.asarray(part, dtype=np.float32)
         return out if self._take is None else np.ascontiguousarray(out[:, self._take])
 
     def sparse_rows(self, index: np.ndarray) -> sp.csr_matrix:
@@ -65,7 +77,14 @@ class Matrix:
         """Number of stored values in memory; None where counting would read the whole file."""
         if self.on_disk:
             return None
-        return int(self._source.nnz) if sp.issparse(self._source) else int(np.count_nonzero(self._source))
+        return int(np.count_nonzero(self._source)) if self._nonzeros is None else self._nonzeros
+
+    def row_sums(self) -> np.ndarray:
+        """Sum of each row's wanted columns, (n,) float64."""
+        sums = np.zeros(self.shape[0])
+        for start, block in self.chunks():
+            sums[start : start + block.shape[0]] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+        return sums
 
     def fingerprint(self, n_rows: int = 64) -> dict[str, Any]:
         """Shape, non-zeros and checksum of evenly spaced rows: tells whether the matrix was changed."""

@@ -26,7 +26,8 @@ def preflight(dataset: Dataset, support: Mapping[str, str] | None = None, *, que
     dataset
         Cells to check.
     support
-        What a model takes per counts field: ``"counts"`` (whole numbers from 0; the default) or ``"real"``.
+        What a model takes per counts field: ``"counts"`` (whole numbers from 0; the default), ``"panel"``
+        (the same of a few genes, of which a cell may have none), or ``"real"``.
     query
         Whether the cells are new ones for a trained model: only errors matter then, since the
         warnings are about what can be learned.
@@ -49,6 +50,8 @@ def preflight(dataset: Dataset, support: Mapping[str, str] | None = None, *, que
             _counts(dataset, adata, name, state, support.get(name, "counts"), query)
         elif state.given and state.kind in ("continuous", "continuouses", "size_factor"):
             _continuous(dataset, state, query)
+        elif state.kind == "total":
+            _total(dataset, name, state, query)
         elif state.given and state.kind in ("categorical", "categoricals") and not query:
             _categories(dataset, name, state)
         elif state.given and state.kind == "labels" and not query:
@@ -81,12 +84,8 @@ def _counts(dataset: Dataset, adata: Any, name: str, state: FieldState, support:
                 f"{where} does not hold counts: {n / max(summary.n_values, 1):.1%} of its non-zero values "
                 f"are {kind} ({_example(summary, kind, cells, genes)}). {_where_counts_are(adata, state)}"
             )
-    empty = summary.cell_sums == 0
-    if empty.any():
-        raise DataError(
-            f"{int(empty.sum()):,} cells have no counts in {where} (first: {listed(cells[empty], 3)}); "
-            "remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
-        )
+    if support != "panel":
+        _empty(summary.cell_sums, cells, where)
     if query:
         return
     silent = np.flatnonzero(summary.gene_sums == 0)
@@ -101,6 +100,25 @@ def _counts(dataset: Dataset, adata: Any, name: str, state: FieldState, support:
             f"{len(genes):,} genes: training time grows with their number, and 2,000-4,000 variable genes "
             f"mostly do as well (sc.pp.highly_variable_genes(flavor='seurat_v3')); as they are, expect about "
             f"{len(genes) / 4000:.0f} times the time of 4,000 genes"
+        )
+
+
+def _empty(totals: np.ndarray, cells: Any, where: str) -> None:
+    empty = totals == 0
+    if empty.any():
+        raise DataError(
+            f"{int(empty.sum()):,} cells have no counts in {where} (first: {listed(cells[empty], 3)}); "
+            "remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
+        )
+
+
+def _total(dataset: Dataset, name: str, state: FieldState, query: bool) -> None:
+    _empty(dataset.codes(name), dataset.obs_names, state.where)
+    n_genes = int(enc.part(dataset.data, state.modality).n_vars)
+    if query and 2 * n_genes < state.n_summed:
+        warn(
+            f"{state.where} has {n_genes:,} genes, {dataset.owner} was made with {state.n_summed:,}: total "
+            "counts, and what is computed from them, are not comparable; pass these cells with all genes"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -37,7 +37,9 @@ class FieldState:
     unlabeled
         Name that means unlabelled, for labels.
     of
-        For a mask: the field that it masks.
+        For a mask: the field that it masks; for a total: the counts that it sums.
+    n_summed
+        For a total: number of genes that were summed.
     """
 
     kind: str
@@ -50,12 +52,13 @@ class FieldState:
     scale: tuple[float, ...] = ()
     unlabeled: str | None = None
     of: str | None = None
+    n_summed: int = 0
 
     @property
     def where(self) -> str:
         """How to write it in Python, for messages: ``obs['batch']``, ``layers['counts']``."""
         prefix = f"mod['{self.modality}']." if self.modality else ""
-        if self.kind == "counts":
+        if self.kind in ("counts", "total"):
             return prefix + (f"layers['{self.keys[0]}']" if self.keys else "X")
         slot = "obsm" if self.kind in ("protein", "values", "mask") else "obs"
         return prefix + f"{slot}[{listed(self.keys)}]"
@@ -119,6 +122,46 @@ class Registry:
         """Whether the user gave an optional field."""
         return self.fields[name].given
 
+    def keywords(self, fields: Mapping[str, Field]) -> dict[str, Any]:
+        """What ``from_anndata`` was given: keywords to register the same fields again.
+
+        Parameters
+        ----------
+        fields
+            Fields of the model, by argument name.
+        """
+        found: dict[str, Any] = {}
+        for name, state in self.fields.items():
+            keyword = fields[name].keyword
+            if keyword and state.given and state.keys and state.kind != "mask":
+                found[keyword] = list(state.keys) if fields[name].several else state.keys[0]
+        modalities = {n: s.modality for n, s in self.fields.items() if s.modality}
+        numbers = [s for s in self.fields.values() if s.kind in ("continuous", "continuouses") and s.given]
+        if numbers and all(set(s.loc) == {0.0} and set(s.scale) == {1.0} for s in numbers):
+            found["standardize"] = False
+        return found | ({"modalities": modalities} if modalities else {})
+
+    def restrict(self, genes: Sequence[str]) -> Registry:
+        """The same with only these genes, in this order, in each counts field that has the first one's.
+
+        Raises
+        ------
+        DataError
+            For a gene that is not there, or named twice.
+        """
+        genes = tuple(map(str, genes))
+        if not genes or len(set(genes)) < len(genes):
+            twice = sorted({g for g in genes if genes.count(g) > 1})
+            raise DataError(f"genes names some twice: {listed(twice)}" if twice else "genes is empty")
+        every = self.var_names()
+        if absent := sorted(set(genes) - set(every)):
+            raise DataError(f"the data have no genes {listed(absent)}; genes are matched by var_names")
+        states = {
+            n: replace(s, names=genes) if s.kind == "counts" and s.names == every else s
+            for n, s in self.fields.items()
+        }
+        return replace(self, fields=states)
+
     # -- making one -----------------------------------------------------------------------------------
 
     @classmethod
@@ -175,6 +218,11 @@ class Registry:
                 data, name, replace(spec, modality=modality), keys, unlabeled, standardize, owner
             )
         for name, state in states.items():
+            if state.kind == "total":
+                assert state.of is not None
+                target = states[state.of]
+                width = int(enc.part(data, target.modality).n_vars)
+                states[name] = replace(state, keys=target.keys, modality=target.modality, n_summed=width)
             if state.kind == "mask":
                 assert state.of is not None
                 target = states[state.of]
@@ -256,7 +304,7 @@ def _state(
 ) -> FieldState:
     base = FieldState(spec.kind, modality=spec.modality, of=spec.of)
     given = keys.get(spec.keyword) if spec.keyword else None
-    if spec.kind in ("index", "mask"):
+    if spec.kind in ("index", "mask", "total"):
         return base
     adata = enc.part(data, spec.modality)
     if spec.kind == "counts":

@@ -21,6 +21,7 @@ Kind = Literal[
     "categoricals",
     "continuouses",
     "size_factor",
+    "total",
     "protein",
     "mask",
     "values",
@@ -32,6 +33,7 @@ MAIN = "main"
 
 _SLOTS: dict[str, str] = {
     "counts": "X",
+    "total": "X",
     "protein": "obsm",
     "values": "obsm",
     "mask": "obsm",
@@ -51,6 +53,8 @@ class Field:
         ``"counts"`` (n, g) float32; ``"categorical"`` (n,) int64 codes; ``"labels"`` (n,) int64 codes with
         -1 for unlabelled; ``"continuous"`` (n,) float32, standardised; ``"categoricals"`` (n, k) int64;
         ``"continuouses"`` (n, p) float32, standardised; ``"size_factor"`` (n,) float32, positive;
+        ``"total"`` (n,) float32, the cell's counts summed over all genes of the matrix that the counts field
+        `of` is read from, also those that the model leaves out;
         ``"protein"`` (n, p) float32 with 0 where not measured; ``"mask"`` (n, p) bool, True where the
         protein field named by `of` was measured; ``"values"`` (n, p) float32 as stored;
         ``"index"`` (n,) int64, the cell's row in the registered AnnData.
@@ -64,7 +68,7 @@ class Field:
     modality
         Name of the MuData modality that holds it; None for an AnnData or for MuData's own obs.
     of
-        For a mask: the argument that it masks.
+        For a mask: the argument that it masks; for a total: the counts that it sums.
     """
 
     kind: Kind
@@ -97,6 +101,7 @@ if TYPE_CHECKING:  # for type checkers a field is the tensor that arrives
     CategoricalCovariates = Tensor
     ContinuousCovariates = Tensor
     SizeFactor = Tensor
+    Total = Tensor
     Protein = Tensor
     ProteinMask = Tensor
     Values = Tensor
@@ -110,6 +115,7 @@ else:
     CategoricalCovariates = Field("categoricals", "categorical_covariate_keys", optional=True)
     ContinuousCovariates = Field("continuouses", "continuous_covariate_keys", optional=True)
     SizeFactor = Field("size_factor", "size_factor_key", optional=True)
+    Total = Field("total")
     Protein = Field("protein", "protein_key")
     ProteinMask = Field("mask")
     Values = Field("values")
@@ -138,11 +144,11 @@ def schema(function: Callable[..., Any]) -> dict[str, Field]:
                 f"argument '{name}' of {function.__qualname__} has no field annotation; write for example "
                 f"'{name}: Counts' or '{name}: Batch' (fields are in pyrosc.data)"
             )
-        if found.kind not in ("mask", "index") and found.keyword is None:
+        if found.kind not in ("mask", "index", "total") and found.keyword is None:
             found = found(keyword=f"{name}_key")
         fields[name] = found
     _reject_shared_keywords(function, fields)
-    return _tie_masks(function, fields)
+    return _tie(function, fields)
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
@@ -182,7 +188,8 @@ def _reject_shared_keywords(function: Callable[..., Any], fields: dict[str, Fiel
         seen[where] = name
 
 
-def _tie_masks(function: Callable[..., Any], fields: dict[str, Field]) -> dict[str, Field]:
+def _tie(function: Callable[..., Any], fields: dict[str, Field]) -> dict[str, Field]:
+    """Masks to the proteins they mask, totals to the counts they sum."""
     proteins = [n for n, f in fields.items() if f.kind == "protein"]
     for name, field in fields.items():
         if field.kind == "mask" and field.of is None:
@@ -194,4 +201,13 @@ def _tie_masks(function: Callable[..., Any], fields: dict[str, Field]) -> dict[s
             fields[name] = field(of=proteins[0])
         if field.kind == "mask" and fields[name].of not in proteins:
             raise TypeError(f"'{name}' of {function.__qualname__} masks '{field.of}', not a protein field")
+        if field.kind == "total":
+            counts = [n for n, f in fields.items() if f.kind == "counts" and f.source == field.source]
+            if field.of is None and len(counts) == 1:
+                fields[name] = field(of=counts[0])
+            elif field.of not in counts:
+                raise TypeError(
+                    f"'{name}' of {function.__qualname__} must say which counts it sums, for example "
+                    "Total(of='x')"
+                )
     return fields

@@ -4,6 +4,9 @@ Most counts are zero, and the log-mass of a zero needs one exponential and one l
 ``log p(0) = -disp * log(1 + mean/disp)``. So the kernel treats every entry as a zero, working through the
 matrix in chunks that fit the cache, and puts in the non-zero entries (gathered once) as it goes. The gradient
 is computed along with the value, sharing its transcendental functions, and only rescaled in ``backward``.
+
+Large matrices in single precision on CPU take the compiled way instead (``_compiled``), the same mathematics
+in one pass.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from . import _compiled
 from ._layout import Layout, compute_dtype, find_nonzero, first_derivatives, split_points
 from ._special import TAIL_LOG_DISP, above, nb_nonzero, stable_softplus, tail_series_
 
@@ -75,6 +79,8 @@ def _evaluate(
     value: Tensor, views: list[Tensor], layout: Layout, needs: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Value and the entry-wise gradients asked for."""
+    if _compiled.suits(value, views, layout):
+        return _compiled.evaluate(value, views, layout, needs)
     log_mean, log_disp = views[0], views[1]
     zi = views[2] if len(views) > 2 else None
     need_nb, need_zi = needs[0] or needs[1], zi is not None and needs[2]

@@ -1,4 +1,4 @@
-"""The evidence lower bound for guides whose draws are all reparameterised."""
+"""The evidence lower bound for guides whose draws are reparameterised, or enumerated."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ class PathwiseELBO(ELBO):
     Value and gradient equal those of ``pyro.infer.Trace_ELBO`` for guides whose sites are all
     reparameterised, without its score-function terms and its synchronisation at each site.
 
+    Discrete sites of the guide marked ``infer={"enumerate": "parallel"}`` are summed out: each takes all of
+    its values in a plate dim on the left, and every term that depends on it is weighted by q of the value,
+    as in ``pyro.infer.TraceEnum_ELBO``. Where such a site is masked (labelled cells), its values weigh
+    equally. Discrete sites that the model enumerates need ``TraceEnum_ELBO``.
+
     Parameters
     ----------
     analytic_kl
         Use KL(q ‖ p) in closed form at each site where it is known, in place of the difference of
-        log-densities at the draw: the same expectation, less variance.
+        log-densities at the draw: the same expectation, less variance. It is right at a site whose
+        predecessors in the model are all drawn before it in the guide; at other sites the draw is used.
     num_particles
         Number of draws.
     max_plate_nesting
@@ -72,6 +78,7 @@ class PathwiseELBO(ELBO):
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        guide = poutine.enum(guide, first_available_dim=-1 - self._nesting)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
@@ -79,32 +86,77 @@ class PathwiseELBO(ELBO):
             _check_sites(model_trace, guide_trace)
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             _check_reparameterised(guide_trace)
-            if self.analytic_kl:
-                _check_order(model_trace, guide_trace)
         return model_trace, guide_trace
 
+    @property
+    def _nesting(self) -> int:
+        particles = self.num_particles > 1 and self.vectorize_particles
+        return int(self.max_plate_nesting) + (1 if particles else 0)
+
     def _loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        weights = enumerated_weights(guide_trace)
+        exact = closed_form_sites(model_trace, guide_trace) if self.analytic_kl else set()
         total: Tensor | float = 0.0
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
                 continue
             if is_latent(site):
-                total = total + self._divergence(guide_trace.nodes[name], site)
+                total = total + self._divergence(guide_trace.nodes[name], site, name in exact, weights)
             else:
-                total = total - _log_prob(site)
+                total = total - _log_prob(site, weights)
         for name, site in guide_trace.nodes.items():
             if is_latent(site) and name not in model_trace.nodes:  # auxiliary draws of the guide
-                total = total + _log_prob(site)
+                total = total + _log_prob(site, weights)
         if not isinstance(total, Tensor):
             return torch.tensor(float(total))
         return total
 
-    def _divergence(self, guide_site: Any, model_site: Any) -> Tensor | float:
-        if self.analytic_kl and _same_scale(guide_site, model_site):
+    def _divergence(self, guide_site: Any, model_site: Any, exact: bool, weights: Weights) -> Tensor | float:
+        if exact and _same_scale(guide_site, model_site):
             kl = closed_form_kl(guide_site["fn"], model_site["fn"])
             if kl is not None:
-                return _summed(kl, guide_site)
-        return _log_prob(guide_site) - _log_prob(model_site)
+                return _summed(kl, guide_site, weights)
+        return _log_prob(guide_site, weights) - _log_prob(model_site, weights)
+
+
+#: Of each enumerated site: its dim (from the right, among batch dims) and q of each of its values.
+Weights = list[tuple[int, Tensor]]
+
+
+def enumerated_weights(guide_trace: Trace) -> Weights:
+    """Probabilities of the values of the guide's enumerated sites, laid out along their dims."""
+    found: Weights = []
+    nodes: Any = guide_trace.nodes
+    for site in nodes.values():
+        if not _is_enumerated(site):
+            continue
+        q: Any = site["fn"]
+        dim = site["infer"]["_enumerate_dim"]
+        weight = q.log_prob(site["value"]).exp()
+        if site["mask"] is not None:  # a masked draw stands for nothing: any value does
+            weight = torch.where(torch.as_tensor(site["mask"]), weight, 1.0 / weight.shape[dim])
+        found.append((dim, weight))
+    return found
+
+
+def closed_form_sites(model_trace: Trace, guide_trace: Trace) -> set[str]:
+    """Latent sites whose predecessors in the model are all drawn before them in the guide.
+
+    There, given what was drawn before, the expectation over the site itself is KL(q ‖ p).
+    """
+    before: dict[str, set[str]] = {}
+    drawn: set[str] = set()
+    for name, site in guide_trace.nodes.items():
+        if is_latent(site):
+            before[name] = set(drawn)
+            drawn.add(name)
+    found, passed = set(), set[str]()
+    for name, site in model_trace.nodes.items():
+        if is_latent(site):
+            if passed <= before.get(name, set()):
+                found.add(name)
+            passed.add(name)
+    return found
 
 
 def closed_form_kl(q: Any, p: Any) -> Tensor | None:
@@ -119,17 +171,27 @@ def _same_scale(a: Any, b: Any) -> bool:
     return a["scale"] is b["scale"] or bool(torch.as_tensor(a["scale"] == b["scale"]).all())
 
 
-def _summed(value: Tensor, site: Any) -> Tensor:
-    return scale_and_mask(value, site["scale"], site["mask"]).sum()
+def _summed(value: Tensor, site: Any, weights: Weights) -> Tensor:
+    value = scale_and_mask(value, site["scale"], site["mask"])
+    for dim, weight in weights:
+        if value.dim() >= -dim and value.shape[dim] > 1:  # depends on the enumerated site
+            value = value * weight
+    return value.sum()
 
 
-def _log_prob(site: Any) -> Tensor | float:
+def _log_prob(site: Any, weights: Weights) -> Tensor | float:
     if site["mask"] is False:
         return 0.0
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     if is_validation_enabled():
-        check_site_shape({**site, "log_prob": value}, float("inf"))  # type: ignore[arg-type]
-    return _summed(value, site)
+        # dims of enumerated sites are on the left of the plates, and the only ones that are not plates'
+        nesting = -1 - max(dim for dim, _ in weights) if weights else float("inf")
+        check_site_shape({**site, "log_prob": value}, nesting)  # type: ignore[arg-type]
+    return _summed(value, site, weights)
+
+
+def _is_enumerated(site: Any) -> bool:
+    return is_latent(site) and site["infer"].get("_enumerate_dim") is not None
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
@@ -152,19 +214,9 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _check_reparameterised(guide_trace: Trace) -> None:
     for name, site in guide_trace.nodes.items():
-        if is_latent(site) and not getattr(site["fn"], "has_rsample", False):
+        if is_latent(site) and not getattr(site["fn"], "has_rsample", False) and not _is_enumerated(site):
             raise ValueError(
                 f"site '{name}' of the guide cannot be drawn with pathwise gradients "
-                f"({type(site['fn']).__name__}); enumerate it with elbo = "
-                "TraceEnum_ELBO(max_plate_nesting=1), or use pyro.infer.Trace_ELBO"
+                f"({type(site['fn']).__name__}); sum it out by infer={{'enumerate': 'parallel'}}, or use "
+                "pyro.infer.Trace_ELBO"
             )
-
-
-def _check_order(model_trace: Trace, guide_trace: Trace) -> None:
-    in_guide = [n for n, s in guide_trace.nodes.items() if is_latent(s) and n in model_trace.nodes]
-    in_model = [n for n, s in model_trace.nodes.items() if is_latent(s)]
-    if in_guide != in_model:
-        raise ValueError(
-            f"the closed-form KL needs latent sites in one order; the guide draws {in_guide}, the model "
-            f"{in_model}. Re-order them, or use PathwiseELBO(analytic_kl=False)"
-        )

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyrosc.infer.elbo import closed_form_kl
-from pyrosc.infer.handlers import is_latent, is_observed, plates_of
+from pyrosc.infer.elbo import closed_form_kl, closed_form_sites
+from pyrosc.infer.enumeration import density, enumerated_dims, is_local
+from pyrosc.infer.handlers import is_latent, is_observed
 from pyrosc.infer.posterior import traces
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 def parts_per_cell(model: Model, batch: Mapping[str, Tensor], n_samples: int) -> dict[str, Tensor]:
     """Terms of the ELBO of each cell, averaged over draws.
 
+    Sites that the model sums out are in the reconstruction, with all that depends on them.
+
     Returns
     -------
     dict
@@ -32,24 +35,35 @@ def parts_per_cell(model: Model, batch: Mapping[str, Tensor], n_samples: int) ->
     if n_samples > 1 and not model.vectorized:
         single = [parts_per_cell(model, batch, 1) for _ in range(n_samples)]
         return {k: torch.stack([s[k] for s in single]).mean(0) for k in single[0]}
-    guide_trace, model_trace = traces(model, batch, n_samples)
+    guide_trace, model_trace = traces(model, batch, n_samples, enumerate_model=True)
     analytic = getattr(model.elbo, "analytic_kl", False)
+    closed = closed_form_sites(model_trace, guide_trace) if analytic else set()
+    dims = enumerated_dims(model_trace)
     n = next(iter(batch.values())).shape[0]
     device = next(model.parameters()).device
-    reconstruction, kl = torch.zeros(n, device=device), torch.zeros(n, device=device)
+    joint, kl = torch.zeros(n, device=device), torch.zeros(n, device=device)
     kl_global = torch.zeros((), device=device)
     for name, site in model_trace.nodes.items():
-        if is_observed(site):
-            reconstruction = reconstruction + _mean_over_draws(_density(site), n)
+        if is_observed(site) or name in dims:
+            joint = joint + density(site)
         elif is_latent(site):
             guide_site = guide_trace.nodes[name]
-            value = closed_form_kl(guide_site["fn"], site["fn"]) if analytic else None
-            if value is None:
-                value = _density(guide_site) - _density(site)
-            if _local(site):
+            if dims and is_local(site) and _depends(density(site), dims):
+                joint, value = joint + density(site), density(guide_site)
+            else:
+                exact = closed_form_kl(guide_site["fn"], site["fn"]) if name in closed else None
+                value = density(guide_site) - density(site) if exact is None else exact
+            if is_local(site):
                 kl = kl + _mean_over_draws(value, n)
             else:
                 kl_global = kl_global + value.sum() / n_samples
+    for name, site in guide_trace.nodes.items():
+        if is_latent(site) and name not in model_trace.nodes:  # auxiliary draws of the guide
+            if is_local(site):
+                kl = kl + _mean_over_draws(density(site), n)
+            else:
+                kl_global = kl_global + density(site).sum() / n_samples
+    reconstruction = _mean_over_draws(_summed_out(joint, dims), n)
     return {"reconstruction": reconstruction, "kl": kl, "kl_global": kl_global}
 
 
@@ -70,35 +84,42 @@ def marginal_log_likelihood(model: Model, batch: Mapping[str, Tensor], n_samples
     done = 0
     while done < n_samples:
         k = min(chunk, n_samples - done) if model.vectorized else 1
-        weights = log_weights(*traces(model, batch, k), n)
-        here = torch.logsumexp(weights, 0)
+        guide_trace, model_trace = traces(model, batch, k, enumerate_model=True)
+        here = torch.logsumexp(log_weights(guide_trace, model_trace, n), 0)
         best = here if best is None else torch.logaddexp(best, here)
         done += k
+        if _is_point(guide_trace):  # all draws are the same
+            break
     assert best is not None
-    return best - math.log(n_samples)
+    return best - math.log(done)
 
 
 def log_weights(guide_trace: Trace, model_trace: Trace, n: int) -> Tensor:
     """log p(x, z) − log q(z) of each draw and cell: (draws, n)."""
     total: Tensor | float = 0.0
     for site in model_trace.nodes.values():
-        if (is_observed(site) or is_latent(site)) and _local(site):
-            total = total + _density(site)
-    for site in guide_trace.nodes.values():
-        if is_latent(site) and _local(site):
-            total = total - _density(site)
+        if (is_observed(site) or is_latent(site)) and is_local(site):
+            total = total + density(site)
     assert isinstance(total, Tensor)
+    total = _summed_out(total, enumerated_dims(model_trace))
+    for site in guide_trace.nodes.values():
+        if is_latent(site) and is_local(site):
+            total = total - density(site)
     return total.reshape(-1, n)
 
 
-def _density(site: Any) -> Tensor:
-    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(value, 1.0, site["mask"])
+def _summed_out(joint: Tensor, dims: Mapping[str, int]) -> Tensor:
+    return joint.logsumexp(tuple(dims.values())) if dims else joint
+
+
+def _depends(value: Tensor, dims: Mapping[str, int]) -> bool:
+    return any(value.dim() >= -d and value.shape[d] > 1 for d in dims.values())
+
+
+def _is_point(guide_trace: Trace) -> bool:
+    nodes: Mapping[str, Any] = guide_trace.nodes
+    return all(isinstance(s["fn"], dist.Delta) for s in nodes.values() if is_latent(s))
 
 
 def _mean_over_draws(value: Tensor, n: int) -> Tensor:
     return value.reshape(-1, n).mean(0)
-
-
-def _local(site: Any) -> bool:
-    return any(p.startswith("cells") for p in plates_of(site))

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyrosc.infer.handlers import is_latent, plates_of
+from pyrosc.infer.handlers import Fix, is_latent, plates_of
 from pyrosc.infer.structure import prototype
 from pyrosc.nn import MLP, CovariateSpec
 
@@ -57,6 +57,12 @@ class ScopedGuide(nn.Module):
         """Sample the guide."""
         with scoped():
             return self.inner(*args, **kwargs)
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Put a point estimate (`AutoDelta`, once it has been run) at these values, by site."""
+        with scoped(), torch.no_grad():
+            for name, value in values.items():
+                setattr(self.inner, name, value)
 
 
 class Amortized(nn.Module):
@@ -127,13 +133,10 @@ class Amortized(nn.Module):
             self.networks[source] = MLP(width, n_hidden, n_layers, self.specs[source], dropout=dropout)
         for name, shape in self.shapes.items():
             self.heads[name] = nn.Linear(n_hidden, 2 * max(1, shape.numel()))  # type: ignore[attr-defined]
+        self.globals: ScopedGuide | None = None
         if global_sites:
             make = {"normal": AutoNormal, "delta": AutoDelta}[global_guide]
-            self.globals: nn.Module | None = ScopedGuide(
-                make, poutine.block(model.model, expose=global_sites)
-            )
-        else:
-            self.globals = None
+            self.globals = ScopedGuide(make, poutine.block(starting(model), expose=global_sites))
 
     def _add(self, name: str, site: Any, plate: str) -> None:
         fn = site["fn"]
@@ -178,6 +181,11 @@ class Amortized(nn.Module):
         if _is_real(self.transforms[name]):
             return normal
         return dist.TransformedDistribution(normal, [self.transforms[name]])
+
+
+def starting(model: Model) -> Callable[..., Any]:
+    """The model function with its latent sites at the model's starting values, as AutoGuides take them."""
+    return Fix(model.starting_values())(model.model)
 
 
 def _is_real(transform: Any) -> bool:
@@ -257,9 +265,13 @@ def auto(
 
         def setup(self: Model) -> Model:
             if not hasattr(self, "auto_guide"):
-                local = self.latent_sites(local=True)
+                summed_out = self.summed_out
+                local = set(self.latent_sites(local=True)) - summed_out
                 plates = (lambda **inputs: _plates(self, inputs)) if local else None
-                self.auto_guide = ScopedGuide(make, self.model, plates)
+                function = starting(self)
+                if summed_out:
+                    function = poutine.block(function, hide=sorted(summed_out))
+                self.auto_guide = ScopedGuide(make, function, plates)
                 self.per_cell_guide = bool(local)
             return super(made, self).setup()  # type: ignore[misc]
 

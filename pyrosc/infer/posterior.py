@@ -11,12 +11,12 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrosc.data.inputs import apply_do
+from pyrosc.infer.enumeration import conditional, enumerated
 from pyrosc.infer.handlers import Fix, Means, is_latent, plates_of
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ def traces(
     n_draws: int = 0,
     do: Mapping[str, Tensor] | None = None,
     fixed: Mapping[str, Tensor] | None = None,
+    enumerate_model: bool = False,
 ) -> tuple[Trace, Trace]:
     """Traces of guide and model for one minibatch.
+
+    Sites that the model sums out are not the guide's: they are drawn given the data and the guide's values
+    (without draws: at their likeliest values), and carry their ``"probabilities"`` (..., n, k) in the trace.
 
     Parameters
     ----------
@@ -48,7 +52,10 @@ def traces(
         Arguments replaced in the model, not in the guide: what the cells would have been.
     fixed
         Values of latent sites to use in place of draws.
+    enumerate_model
+        Give the sites that the model sums out all of their values, along dims on the left.
     """
+    summed_out = model.summed_out  # asked here, since to find out runs the model
     with ExitStack() as stack:
         stack.enter_context(model.minibatch(batch))
         stack.enter_context(torch.no_grad())
@@ -62,22 +69,19 @@ def traces(
         inputs = model.inputs(batch)
         guide_trace = poutine.trace(model.guide).get_trace(**inputs)
         replayed = poutine.replay(model.model, trace=guide_trace)
+        probabilities: dict[str, Tensor] = {}
+        if summed_out:
+            trace = enumerated(model, replayed, inputs, n_draws)
+            if enumerate_model:
+                return guide_trace, trace
+            found = conditional(trace, n_draws)
+            stack.enter_context(Fix({name: value for name, (value, _) in found.items()}))
+            probabilities = {name: p for name, (_, p) in found.items()}
         model_trace = poutine.trace(replayed).get_trace(**{**inputs, **(do or {})})
+        nodes: Any = model_trace.nodes
+        for name, p in probabilities.items():
+            nodes[name]["probabilities"] = p
     return guide_trace, model_trace
-
-
-def marginals(model: Model, batch: Mapping[str, Tensor], sites: Sequence[str]) -> dict[str, Tensor]:
-    """Exact posterior probabilities of the discrete sites that the model enumerates, given the guide.
-
-    Returns
-    -------
-    dict
-        (n, k) probabilities per site.
-    """
-    elbo = TraceEnum_ELBO(max_plate_nesting=model.elbo.max_plate_nesting)
-    with model.minibatch(batch), torch.no_grad(), Means(skip_enumerated=True):
-        found = elbo.compute_marginals(model.model, model.guide, **model.inputs(batch))
-    return {s: found[s].probs for s in sites}
 
 
 def stream(
@@ -164,8 +168,6 @@ def _batch_values(
         width = 1
         for name in names:
             node, local = _node(model, name, guide_trace, model_trace)
-            if node is None:
-                continue
             value = _site_value(node, chunk, local, n_cells, model.elbo.max_plate_nesting).detach()
             width = max(width, value[0].numel() if chunk else 1)
             if not chunk:
@@ -192,11 +194,6 @@ def _batch_values(
                 quantiles = torch.as_tensor(list(reduce), dtype=draws.dtype, device=draws.device)
                 draws = torch.quantile(draws, quantiles, dim=0)
             values[name] = (draws, local)
-    missing = [n for n in names if n not in values]
-    if missing:
-        probabilities = marginals(model, batch, missing)
-        lead = (n_samples if reduce is None else len(reduce),) if reduce != "mean" else ()
-        values |= {n: (p.expand(*lead, *p.shape), True) for n, p in probabilities.items()}
     return values
 
 
@@ -218,10 +215,10 @@ def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tu
     local = any(p.startswith("cells") for p in plates_of(node))
     discrete = is_latent(node) and getattr(node["fn"], "has_enumerate_support", False)
     if discrete and name not in guide_trace.nodes:
-        return None, local  # enumerated in the model: exact marginals
+        return {**node, "value": node["probabilities"], "probabilities": True}, local
     if discrete:
-        fn: Any = guide_trace.nodes[name]["fn"]
-        return {**node, "value": fn.probs, "probabilities": True}, local
+        fn: Any = guide_trace.nodes[name]["fn"]  # has the draws' dim, which the model's may lack
+        return {**node, "fn": fn, "value": fn.probs, "probabilities": True}, local
     return node, local
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -18,7 +16,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
-from pyrosc.data.inputs import dummy_batch, encode_do, load_batch, rows_key
+from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, rows_key
 from pyrosc.data.loader import cut
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.infer.guides import Amortized
@@ -26,6 +24,7 @@ from pyrosc.infer.handlers import Anneal, Record
 from pyrosc.infer.posterior import collect, stream
 from pyrosc.infer.structure import enumerated_sites, latent_sites, prototype
 from pyrosc.io import load, save
+from pyrosc.models.build import Built, reject_unknown
 from pyrosc.models.describe import describe, summary
 from pyrosc.models.results import Results
 from pyrosc.train.loop import fit
@@ -52,39 +51,7 @@ def cells(x: Tensor, source: str = MAIN) -> pyro.plate:
     return pyro.plate("cells", len(x), dim=-1) if model is None else model.cells(x, source)
 
 
-class _Built(type):
-    """Keeps what a model was built with, so that constructors hold nothing but building."""
-
-    def __init__(cls, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> None:
-        super().__init__(name, bases, members)
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-        cls.__signature__ = inspect.Signature(parameters)  # what help() and tab completion show
-
-    def __call__(cls, registry: Registry | Mapping[str, Registry], *args: Any, **kwargs: Any) -> Any:
-        self = cls.__new__(cls)  # type: ignore[call-overload]
-        nn.Module.__init__(self)
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        bound = signature.bind(self, registry, *args, **kwargs)
-        bound.apply_defaults()
-        config = dict(list(bound.arguments.items())[2:])
-        for kind in signature.parameters.values():
-            if kind.kind is inspect.Parameter.VAR_KEYWORD:
-                config |= config.pop(kind.name, {})
-        try:
-            config = json.loads(json.dumps(config))  # as it will be after loading
-        except TypeError as error:
-            raise TypeError(
-                f"{cls.__name__}: options must be JSON values (numbers, text, lists, dicts), so that the "
-                f"model can be saved: {error}"
-            ) from None
-        self.registries = dict(registry) if isinstance(registry, Mapping) else {MAIN: registry}
-        self.config = config
-        self.n_train = {source: r.n_obs for source, r in self.registries.items()}
-        self.__init__(registry, *args, **kwargs)
-        return self
-
-
-class Model(nn.Module, Results, metaclass=_Built):
+class Model(nn.Module, Results, metaclass=Built):
     """A probabilistic model of cells, written as a Pyro model/guide pair.
 
     A subclass defines ``__init__(self, registry, **options)``, which builds parameters; ``model(...)``,
@@ -106,19 +73,27 @@ class Model(nn.Module, Results, metaclass=_Built):
         are taken in one pass. False takes them one after the other, which is right for any model.
     latent, expression
         Names of the site of the latent space and of normalised expression.
+    label
+        Name of the discrete site per cell that `predict` asks about; None for models without.
+    positive
+        Name of the class of interest of a label with two: `annotate` writes its probability alone.
     registries
         Registered fields by data source.
     history
         Training record, one row per epoch; None before `fit`.
+    restarts
+        Held-out marginal likelihood (nats per cell) of each fit of ``fit(n_restarts=)``.
     """
 
     elbo: ClassVar[ELBO] = PathwiseELBO()
     slots: ClassVar[Mapping[str, str]] = {}
-    annealed: ClassVar[tuple[str, ...] | None] = None
-    plan: ClassVar[Plan] = Plan()
+    annealed: tuple[str, ...] | None = None
+    plan: Plan = Plan()
     vectorized: ClassVar[bool] = False
     latent: ClassVar[str] = "z"
     expression: ClassVar[str] = "rho"
+    label: ClassVar[str | None] = None
+    positive: ClassVar[str | None] = None
 
     registries: dict[str, Registry]
     config: dict[str, Any]
@@ -127,11 +102,13 @@ class Model(nn.Module, Results, metaclass=_Built):
     per_cell_guide: bool
     _rows: dict[str, Tensor]
     _latents: dict[str, bool]
+    _summed_out: set[str]
 
     def __init__(self, registry: Registry | Mapping[str, Registry], **options: Any) -> None:
-        # nn.Module.__init__ has run already (see _Built); options are kept in self.config
+        # nn.Module.__init__ has run already (see Built); options are kept in self.config
         self.datasets: dict[str, Dataset] = {}
         self.history: pd.DataFrame | None = None
+        self.restarts: list[float] | None = None
         self.split: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     # -- what a subclass writes -----------------------------------------------------------------------
@@ -147,8 +124,33 @@ class Model(nn.Module, Results, metaclass=_Built):
     def initialize(self, data: Dataset | dict[str, Dataset]) -> None:
         """Data-dependent starting values; called once by `from_anndata`, never by `load`."""
 
+    def starting_values(self) -> dict[str, Tensor]:
+        """Starting values of latent sites, by name, for guides made from the model and for MCMC."""
+        return {}
+
+    def finish(self) -> None:
+        """Called at the end of every `fit`, with the weights that are kept: what is estimated from a trained
+        model (a temperature, a rate) goes into its buffers here."""
+
+    def label_names(self) -> Sequence[str]:
+        """Names of the values of the `label` site; by default the categories of the labels."""
+        return self.registry.categories("labels")
+
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities (n, k) of the `label` site as `predict` shows them; by default those of the model."""
+        return probabilities
+
+    def columns(self, site: str) -> Sequence[str] | None:
+        """Names of the columns of a local site's values, which `annotate` writes with them; None for none."""
+        return None
+
     def support(self) -> dict[str, str]:
-        """Per counts field, ``"counts"`` (default) or ``"real"``: what the likelihood takes."""
+        """What the likelihood takes, per counts field: ``"counts"`` (default), ``"panel"`` (counts of a few
+        genes, of which a cell may have none) or ``"real"``."""
+        return {}
+
+    def gene_results(self) -> dict[str, pd.Series | pd.DataFrame]:
+        """Results per gene, indexed by gene, by the place where `annotate` puts them: "var/…" or "varm/…"."""
         return {}
 
     def auxiliary(self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -159,18 +161,36 @@ class Model(nn.Module, Results, metaclass=_Built):
     #: are moved by that objective alone, in a step of their own.
     owners: ClassVar[Mapping[str, str]] = {}
 
+    #: Factors of the learning rate by submodule: free parameters whose scale is not that of a network's
+    #: weights (a dispersion per gene) have further to go in as many steps.
+    rates: Mapping[str, float] = {}
+
     # -- making one -----------------------------------------------------------------------------------
 
     @classmethod
-    def fields(cls) -> dict[str, Field]:
-        """Fields of the model, by argument name."""
+    def fields(cls, **options: Any) -> dict[str, Field]:
+        """Fields of the model, by argument name.
+
+        A subclass may leave some out depending on its options; those arguments then need a default.
+        """
         return schema(cls.model)
+
+    @classmethod
+    def example(
+        cls, adatas: Mapping[str, AnnData], keys: Mapping[str, Mapping[str, Any]], seed: int, **options: Any
+    ) -> Self:
+        """A model of made-up data, for `pyrosc.check_model`; for a subclass to override that is made from
+        another model. Arguments as of `from_anndatas`."""
+        if list(adatas) == [MAIN]:
+            return cls.from_anndata(adatas[MAIN], seed=seed, **keys[MAIN], **options)
+        return cls.from_anndatas(adatas, keys=keys, seed=seed, **options)
 
     @classmethod
     def from_anndata(
         cls,
         adata: AnnData,
         *,
+        genes: Sequence[str] | None = None,
         unlabeled_category: str | None = None,
         standardize: bool = True,
         modalities: Mapping[str, str] | None = None,
@@ -183,6 +203,8 @@ class Model(nn.Module, Results, metaclass=_Built):
         ----------
         adata
             Cells; never changed.
+        genes
+            Names of the genes to use, in this order; default all.
         unlabeled_category
             Value of the labels that means unlabelled; NaN always does.
         standardize
@@ -204,6 +226,7 @@ class Model(nn.Module, Results, metaclass=_Built):
         return cls.from_anndatas(
             {MAIN: adata},
             keys=None,
+            genes=None if genes is None else {MAIN: genes},
             unlabeled_category=unlabeled_category,
             standardize=standardize,
             modalities=modalities,
@@ -217,6 +240,7 @@ class Model(nn.Module, Results, metaclass=_Built):
         adatas: Mapping[str, AnnData],
         *,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
+        genes: Mapping[str, Sequence[str]] | None = None,
         unlabeled_category: str | None = None,
         standardize: bool = True,
         modalities: Mapping[str, str] | None = None,
@@ -231,16 +255,18 @@ class Model(nn.Module, Results, metaclass=_Built):
             AnnData by source name, as the model's fields name them.
         keys
             Per source, where its fields are (``{"seq": {"batch_key": "donor"}}``).
+        genes
+            Per source, names of the genes to use; default all.
         unlabeled_category, standardize, modalities, seed, **options
             As in `from_anndata`.
         """
-        fields = cls.fields()
+        fields = cls.fields(**options)
         sources = list(dict.fromkeys(f.source for f in fields.values()))
         if set(adatas) != set(sources):
             raise TypeError(f"{cls.__name__} reads the sources {sources}; got {sorted(adatas)}")
         keywords = {f.keyword for f in fields.values() if f.keyword}
         given = {k: options.pop(k) for k in list(options) if k in keywords}
-        _reject_unknown(cls, options, keywords)
+        reject_unknown(cls, options, keywords)
         registries = {}
         for source in sources:
             own = {n: f for n, f in fields.items() if f.source == source}
@@ -254,6 +280,8 @@ class Model(nn.Module, Results, metaclass=_Built):
                 modalities=modalities,
                 owner=cls.__name__,
             )
+            if genes is not None and source in genes:
+                registries[source] = registries[source].restrict(genes[source])
         datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
         registries = {s: _with_fingerprints(r, datasets[s]) for s, r in registries.items()}
         with torch.random.fork_rng():
@@ -314,13 +342,14 @@ class Model(nn.Module, Results, metaclass=_Built):
     def minibatch(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
         """Tell `cells` which rows of the training data the arguments are."""
         rows = {s: batch[rows_key(s)] for s in self.registries if rows_key(s) in batch}
+        outer = getattr(self, "_rows", {})
         object.__setattr__(self, "_rows", rows)
         token = _CURRENT.set(self)
         try:
             yield
         finally:
             _CURRENT.reset(token)
-            object.__setattr__(self, "_rows", {})
+            object.__setattr__(self, "_rows", outer)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The arguments of model and guide in a minibatch."""
@@ -349,14 +378,20 @@ class Model(nn.Module, Results, metaclass=_Built):
         """Sites whose KL is annealed: `annealed`, or the local latent sites but the library."""
         if self.annealed is not None:
             return self.annealed
-        summed_out = enumerated_sites(self)
-        return tuple(s for s in self.latent_sites(local=True) if s != "library" and s not in summed_out)
+        return tuple(s for s in self.latent_sites(local=True) if s not in {"library", *self.summed_out})
 
     def latent_sites(self, local: bool | None = None) -> list[str]:
         """Names of the latent sites of the model; local ones are inside the plate over cells."""
         if not hasattr(self, "_latents"):
             object.__setattr__(self, "_latents", latent_sites(self))
         return [name for name, is_local in self._latents.items() if local is None or is_local == local]
+
+    @property
+    def summed_out(self) -> set[str]:
+        """Names of the discrete sites that the model enumerates, so that the guide has none of them."""
+        if not hasattr(self, "_summed_out"):
+            object.__setattr__(self, "_summed_out", enumerated_sites(self))
+        return self._summed_out
 
     fit = fit  # the one runner, as a method
 
@@ -402,6 +437,10 @@ class Model(nn.Module, Results, metaclass=_Built):
         dataset = Dataset(adata, self.registries[source], type(self).__name__)
         preflight(dataset, self.support(), query=True)
         return dataset
+
+    def home(self) -> AnnData:
+        """The AnnData of the registered cells, into which `annotate` writes unless told otherwise."""
+        return self.dataset().data
 
     def posterior(
         self,
@@ -484,39 +523,6 @@ class Model(nn.Module, Results, metaclass=_Built):
         return describe(self)
 
 
-def as_rows(indices: Sequence[int] | np.ndarray | None, dataset: Dataset) -> np.ndarray:
-    """Row numbers from positions, a boolean mask or None (all)."""
-    if indices is None:
-        return np.arange(dataset.n_obs)
-    index = np.asarray(indices)
-    if index.dtype == bool:
-        if index.shape != (dataset.n_obs,):
-            raise ValueError(f"a mask needs one value per cell ({dataset.n_obs}), not {index.shape}")
-        return np.flatnonzero(index)
-    if index.size == 0:
-        return np.zeros(0, np.int64)
-    if index.dtype.kind not in "iu":
-        raise TypeError("indices are positions or a boolean mask; for names use adata.obs_names.get_indexer")
-    if index.min() < -dataset.n_obs or index.max() >= dataset.n_obs:
-        raise IndexError(f"indices reach {index.max()}, but there are {dataset.n_obs} cells")
-    return np.where(index < 0, index + dataset.n_obs, index).astype(np.int64)
-
-
 def _with_fingerprints(registry: Registry, dataset: Dataset) -> Registry:
     values = registry.to_dict() | {"fingerprints": dataset.fingerprints()}
     return Registry.from_dict(values)
-
-
-def _reject_unknown(cls: type[Model], options: dict[str, Any], keywords: set[str]) -> None:
-    parameters = inspect.signature(cls.__init__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        if cls.__init__ is not Model.__init__:
-            return
-        parameters = {}  # type: ignore[assignment]
-    known = [p for p in parameters if p not in ("self", "registry")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise TypeError(
-            f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it takes the fields "
-            f"{', '.join(sorted(keywords))}" + (f" and the options {', '.join(known)}" if known else "")
-        )

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from pyrosc.data.errors import listed
-from pyrosc.data.inputs import apply_do, encode_do
+from pyrosc.data.inputs import apply_do, as_rows, encode_do
 from pyrosc.infer.evaluate import marginal_log_likelihood, parts_per_cell
 from pyrosc.infer.handlers import is_observed
 from pyrosc.infer.posterior import stream, traces
 from pyrosc.infer.structure import prototype
 from pyrosc.tools.annotate import annotate
+from pyrosc.tools.predict import predict
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from pyrosc.data import Dataset
     from pyrosc.models.base import Model
 
 Indices = Sequence[int] | np.ndarray | None
@@ -139,7 +139,7 @@ class Results:
         if not return_mean and n_samples == 0:
             raise ValueError("return_mean=False keeps the draws; ask for some: n_samples=25")
         dataset = self.dataset(adata)
-        rows = _rows(indices, dataset)
+        rows = as_rows(indices, dataset)
         lead = () if return_mean else (n_samples,)
         out = np.zeros((*lead, len(rows), len(genes)), np.float32)
         sites = [self.expression, *(["library"] if library_size == "latent" else [])]
@@ -311,7 +311,7 @@ class Results:
         """
         _, positions = _genes(self, gene_list)
         dataset = self.dataset(adata)
-        rows = _rows(indices, dataset)
+        rows = as_rows(indices, dataset)
         changes = encode_do(self.registry, do, len(rows))
         site = _counts_site(self)
         replicates: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
@@ -326,6 +326,17 @@ class Results:
         found = [sp.vstack(parts, format="csr") for parts in replicates]
         return found[0] if n_samples == 1 else found
 
+    def predict(
+        self: Any,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        soft: bool = False,
+        batch_size: int = 512,
+    ) -> pd.Series | pd.DataFrame:
+        """Class of each cell, or with ``soft=True`` its probabilities; see `pyrosc.predict`."""
+        return predict(self, adata, indices, soft=soft, batch_size=batch_size)
+
     def annotate(
         self: Any,
         adata: AnnData | None = None,
@@ -339,12 +350,6 @@ class Results:
         return annotate(self, adata, sites=sites, layers=layers, key_added=key_added, batch_size=batch_size)
 
 
-def _rows(indices: Indices, dataset: Dataset) -> np.ndarray:
-    from pyrosc.models.base import as_rows
-
-    return as_rows(indices, dataset)
-
-
 def _passes(
     model: Model, adata: AnnData | None, indices: Indices, batch_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
@@ -353,7 +358,7 @@ def _passes(
     was = model.training
     model.eval()
     try:
-        yield from model.batches(dataset, _rows(indices, dataset), batch_size)
+        yield from model.batches(dataset, as_rows(indices, dataset), batch_size)
     finally:
         model.train(was)
 
@@ -390,7 +395,8 @@ def _counts_site(model: Model) -> str:
     found = [n for n, s in prototype(model).nodes.items() if is_observed(s)]
     if not found:
         raise KeyError(f"{type(model).__name__} has no observed site")
-    return found[0]
+    counts = [n for r in model.registries.values() for n, s in r.fields.items() if s.kind == "counts"]
+    return next((n for n in found if n in counts), found[0])
 
 
 def _parameters(site: Any) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyro
@@ -26,6 +26,14 @@ from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.models.base import Model
 from pyrosc.nn import MLP, CategoryTable, Covariates, CovariateSpec, NormalEncoder
 from pyrosc.nn.layers import Norm
+
+
+class Decoded(NamedTuple):
+    """What a decoder gives: logits of expression and of zero inflation, (n, g), and its last hidden layer."""
+
+    logits: Tensor
+    zi_logits: Tensor | None
+    hidden: Tensor
 
 
 class SCVI(Model):
@@ -124,17 +132,17 @@ class SCVI(Model):
         seen = self.spec if encode_covariates else CovariateSpec((), 0)
         inject = deeply_inject_covariates
         self.encoder = NormalEncoder(n_genes, n_latent, n_hidden, n_layers, seen, inject, norm, dropout_rate)
-        self.decoder = MLP(n_latent, n_hidden, n_layers, self.spec, inject, norm)
-        self.scale_head = nn.Linear(n_hidden, n_genes)
-        self.zi_head = nn.Linear(n_hidden, n_genes) if gene_likelihood == "zinb" else None
+        width = self._build_decoder(n_latent, n_hidden, n_layers, inject, norm)
         if dispersion == "gene-cell":
-            self.log_theta: nn.Module = nn.Linear(n_hidden, n_genes)
+            self.log_theta: nn.Module = nn.Linear(width, n_genes)
         elif dispersion == "gene-label":
             self.log_theta = CategoryTable("labels", registry.n_categories("labels") + 1, (n_genes,))
         elif dispersion == "gene-batch":
             self.log_theta = CategoryTable("batch", n_batch, (n_genes,))
         else:
             self.log_theta = GeneParameter(n_genes)
+        if dispersion != "gene-cell":  # free numbers: from 1, where they start, to 100 is far to go
+            self.rates = {"log_theta": 5.0}
         if not self.observed_library:
             self.library_encoder = NormalEncoder(n_genes, 1, n_hidden, 1, seen, inject, norm, dropout_rate)
             # mean and variance of the log library of each batch, from its cells
@@ -142,7 +150,16 @@ class SCVI(Model):
                 False
             )
 
+    def _build_decoder(self, n_latent: int, n_hidden: int, n_layers: int, inject: bool, norm: Norm) -> int:
+        """Networks of `_decode`; returns the width of `Decoded.hidden`."""
+        n_genes = self.registry.n_vars()
+        self.decoder = MLP(n_latent, n_hidden, n_layers, self.spec, inject, norm)
+        self.scale_head = nn.Linear(n_hidden, n_genes)
+        self.zi_head = nn.Linear(n_hidden, n_genes) if self.gene_likelihood == "zinb" else None
+        return n_hidden
+
     # -- the math -------------------------------------------------------------------------------------
+    # A variant of scVI overrides the piece that differs: the global sites, the latent space, the decoder.
 
     def model(
         self,
@@ -155,18 +172,17 @@ class SCVI(Model):
     ) -> None:
         """p(x, z, l): x (n, g); codes (n,), covariates (n, k) and (n, p)."""
         covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
+        shared = self._global_prior()
         with self.cells(x):
-            prior = dist.Normal(x.new_zeros(self.n_latent), 1.0).to_event(1)
-            if self.logistic_normal:
-                z = pyro.deterministic("z", pyro.sample("z_raw", prior).softmax(-1), event_dim=1)
-            else:
-                z = pyro.sample("z", prior)
+            z = self._latent_prior(x, labels)
             library = self._library(x, batch, size_factor)
-            h = self.decoder(z, covariates)
-            log_rho = self._log_rho(self.scale_head(h))
+            decoded = self._decode(z, covariates, shared)
+            log_rho = self._log_rho(decoded.logits)
             pyro.deterministic("rho", log_rho.exp(), event_dim=1)
-            log_theta = self._log_theta(h, batch, labels)
-            pyro.sample("x", self._law(log_rho + library.unsqueeze(-1), log_theta, h).to_event(1), obs=x)
+            log_theta = self._log_theta(decoded.hidden, batch, labels)
+            zi_logits = self._zi_logits(decoded.zi_logits, shared, batch, labels)
+            law = self._law(log_rho + library.unsqueeze(-1), log_theta, zi_logits)
+            pyro.sample("x", law.to_event(1), obs=x)
 
     def guide(
         self,
@@ -182,12 +198,30 @@ class SCVI(Model):
         if self.encode_covariates:
             covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
         features = x.log1p() if self.log_input else x
+        self._global_guide()
         with self.cells(x):
-            name = "z_raw" if self.logistic_normal else "z"
-            pyro.sample(name, dist.Normal(*self.encoder(features, covariates)).to_event(1))
+            self._latent_guide(features, covariates, labels)
             if not self.observed_library:
                 loc, scale = self.library_encoder(features, covariates)
                 pyro.sample("library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+
+    def _global_prior(self) -> Tensor | None:
+        """Latent sites outside of the plate over cells, for variants that have some."""
+        return None
+
+    def _global_guide(self) -> None:
+        """Their guide."""
+
+    def _latent_prior(self, x: Tensor, labels: Tensor) -> Tensor:
+        """z of each cell, (n, k)."""
+        prior = dist.Normal(x.new_zeros(self.n_latent), 1.0).to_event(1)
+        if self.logistic_normal:
+            return pyro.deterministic("z", pyro.sample("z_raw", prior).softmax(-1), event_dim=1)
+        return pyro.sample("z", prior)
+
+    def _latent_guide(self, features: Tensor, covariates: Covariates | None, labels: Tensor) -> None:
+        name = "z_raw" if self.logistic_normal else "z"
+        pyro.sample(name, dist.Normal(*self.encoder(features, covariates)).to_event(1))
 
     def _library(self, x: Tensor, batch: Tensor, size_factor: Tensor) -> Tensor:
         """Log library size of each cell, (n,)."""
@@ -197,24 +231,39 @@ class SCVI(Model):
         total = size_factor if self.registry.given("size_factor") else x.sum(-1)
         return pyro.deterministic("library", total.log(), event_dim=0)
 
-    def _log_rho(self, h: Tensor) -> Tensor:
-        """Log of expression: a share of the cell's transcripts or, with a size factor, any positive rate."""
-        return F.softplus(h).log() if self.registry.given("size_factor") else h.log_softmax(-1)
+    def _decode(self, z: Tensor, covariates: Covariates, shared: Tensor | None) -> Decoded:
+        """From the latent space to the genes; `shared` are the global sites' values."""
+        hidden = self.decoder(z, covariates)
+        zi_logits = None if self.zi_head is None else self.zi_head(hidden)
+        return Decoded(self.scale_head(hidden), zi_logits, hidden)
 
-    def _log_theta(self, h: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+    def _log_rho(self, logits: Tensor) -> Tensor:
+        """Log of expression: a share of the cell's transcripts or, with a size factor, any positive rate."""
+        return F.softplus(logits).log() if self.registry.given("size_factor") else logits.log_softmax(-1)
+
+    def _log_theta(self, hidden: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         if self.dispersion == "gene-cell":
-            return self.log_theta(h)
+            return self.log_theta(hidden)
         if self.dispersion == "gene-batch":
             return self.log_theta(batch)
-        if self.dispersion == "gene-label":  # unlabelled cells share the last row
-            last = self.registry.n_categories("labels")
-            return self.log_theta(torch.where(labels < 0, last, labels))
+        if self.dispersion == "gene-label":
+            return self.log_theta(self._label_rows(labels))
         return self.log_theta()
 
-    def _law(self, log_mean: Tensor, log_theta: Tensor, h: Tensor) -> Any:
-        if self.zi_head is not None:
+    def _label_rows(self, labels: Tensor) -> Tensor:
+        """Rows in a table per label: unlabelled cells share the last one."""
+        return torch.where(labels < 0, self.registry.n_categories("labels"), labels)
+
+    def _zi_logits(
+        self, decoded: Tensor | None, shared: Tensor | None, batch: Tensor, labels: Tensor
+    ) -> Tensor | None:
+        """Logits of zero inflation, (n, g), or None for laws without."""
+        return decoded
+
+    def _law(self, log_mean: Tensor, log_theta: Tensor, zi_logits: Tensor | None) -> Any:
+        if zi_logits is not None:
             return ZeroInflatedNegativeBinomial(
-                log_mean=log_mean, log_inverse_dispersion=log_theta, zi_logits=self.zi_head(h)
+                log_mean=log_mean, log_inverse_dispersion=log_theta, zi_logits=zi_logits
             )
         if self.gene_likelihood == "nb":
             return NegativeBinomial(log_mean=log_mean, log_inverse_dispersion=log_theta)

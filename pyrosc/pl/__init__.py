@@ -6,6 +6,13 @@ matplotlib is changed.
 
 from pyrosc.pl.embedding import expression, latent
 from pyrosc.pl.predictive import predictive_check
+from pyrosc.pl.probabilities import probabilities
 from pyrosc.pl.training import training_curve
 
-__all__ = ["expression", "latent", "predictive_check", "training_curve"]
+__all__ = [
+    "expression",
+    "latent",
+    "predictive_check",
+    "probabilities",
+    "training_curve",
+]

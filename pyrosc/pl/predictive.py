@@ -67,7 +67,7 @@ def predictive_check(
     """
     if n_samples < 1:
         raise ValueError(f"n_samples is the number of replicates, at least 1; not {n_samples}")
-    from pyrosc.models.base import as_rows
+    from pyrosc.data.inputs import as_rows
 
     dataset = model.dataset(adata)
     rows = as_rows(indices, dataset)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from pyrosc.data.errors import listed
 from pyrosc.io import versions
+from pyrosc.tools.predict import likeliest, predict
 from pyrosc.train.history import kept_elbo
 
 if TYPE_CHECKING:
@@ -47,12 +49,13 @@ def annotate(
     Returns
     -------
     AnnData
-        `adata`, with ``obsm``/``obs``/``layers`` entries and the provenance in ``uns["pyrosc"][key]``: class,
-        options, fields, keys written, epochs, held-out ELBO, versions (JSON text where nested).
+        `adata`, with ``obsm``/``obs``/``layers`` entries (a DataFrame in ``obsm`` where the model names the
+        columns), the model's results per gene in ``var`` or ``varm`` (where `sites` is None), and the
+        provenance in ``uns["pyrosc"][key]``: class, options, fields, keys written, epochs, held-out ELBO,
+        versions (JSON text where nested).
     """
     if adata is None:
-        adata = model.dataset().data
-    assert adata is not None
+        adata = model.home()
     name = type(model).__name__
     if sites is None:
         wanted = [s for s, slot in model.slots.items() if layers or not slot.startswith("layers/")]
@@ -70,22 +73,67 @@ def annotate(
             f"adata has {adata.n_vars:,} genes, the model {model.registry.n_vars():,}: a layer needs the "
             "same ones; use get_normalized_expression, or subset adata to the model's genes"
         )
-    found = model.posterior(wanted, adata=adata, batch_size=batch_size)
+    plain = [s for s in wanted if s != model.label]
+    found = model.posterior(plain, adata=adata, batch_size=batch_size) if plain else {}
     written = []
     for site in wanted:
         slot, key = model.slots[site].split("/", 1)
         if key_added is not None:
             key = _renamed(key, key_added)
+        if site == model.label:
+            probabilities: Any = predict(model, adata, soft=True, batch_size=batch_size)
+            written += _write_labels(adata, key, probabilities, model.positive)
+            continue
         value = found[site]
         if slot == "layers":
             order = {g: i for i, g in enumerate(model.registry.var_names())}
             value = value[:, [order[g] for g in map(str, adata.var_names)]]
-        getattr(adata, slot)[key] = value.reshape(-1) if slot == "obs" else value
+        names = model.columns(site)
+        if slot == "obs":
+            adata.obs[key] = value.reshape(-1)
+        elif slot == "obsm" and names is not None:
+            adata.obsm[key] = pd.DataFrame(value, index=adata.obs_names, columns=list(names))
+        else:
+            getattr(adata, slot)[key] = value
         written.append(f"{slot}/{key}")
+    if sites is None:
+        written += _write_genes(adata, model.gene_results(), key_added)
     record = dict(adata.uns.get("pyrosc", {}))
     record[key_added or name] = _provenance(model, written)
     adata.uns["pyrosc"] = record
     return adata
+
+
+def _write_genes(adata: AnnData, results: Mapping[str, Any], key_added: str | None) -> list[str]:
+    """Tables per gene; genes that the model does not have get NaN."""
+    written = []
+    for place, table in results.items():
+        slot, key = place.split("/", 1)
+        if key_added is not None:
+            key = _renamed(key, key_added)
+        here = table.reindex(adata.var_names.astype(str)).set_axis(adata.var_names, axis=0)
+        if slot == "varm":
+            adata.varm[key] = here.rename_axis(columns=None)
+            written.append(f"varm/{key}")
+            continue
+        columns = {key: here} if isinstance(here, pd.Series) else {f"{key}_{c}": here[c] for c in here}
+        for name, values in columns.items():
+            adata.var[name] = values.to_numpy()
+            written.append(f"var/{name}")
+    return written
+
+
+def _write_labels(adata: AnnData, key: str, probabilities: pd.DataFrame, positive: str | None) -> list[str]:
+    """The likeliest class, and its probability and those of all classes, or that of the class of interest."""
+    values = probabilities.to_numpy()
+    adata.obs[key] = likeliest(probabilities)
+    if positive is not None:
+        name = f"{key.rpartition('_')[0]}_{positive}_probability"
+        adata.obs[name] = probabilities[positive].to_numpy()
+        return [f"obs/{key}", f"obs/{name}"]
+    adata.obs[f"{key}_probability"] = values.max(1)
+    adata.obsm[f"{key}_probabilities"] = probabilities.set_axis(adata.obs_names, axis=0)
+    return [f"obs/{key}", f"obs/{key}_probability", f"obsm/{key}_probabilities"]
 
 
 def _renamed(key: str, key_added: str) -> str:

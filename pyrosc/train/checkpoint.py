@@ -6,13 +6,18 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyrosc.train.loop import Run
 
 _FILE = "checkpoint.safetensors"
 
@@ -67,3 +72,79 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             state.setdefault(int(index), {})[key] = int(tensor) if sparse and key == "step" else tensor
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def save(run: Run, folder: Path) -> None:
+    """Write a run's checkpoint."""
+    tensors = {f"model/{k}": v for k, v in run.model.state_dict().items()}
+    for i, optimizer in enumerate(run.optimizers.all()):
+        tensors |= flatten_optimizer(optimizer, f"optimizer{i}")
+    if run.best_weights is not None:
+        tensors |= {f"best/{k}": v for k, v in run.best_weights.items()}
+    write(folder, tensors, _record(run))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What a run must share with a checkpoint to go on from it, as JSON gives it back."""
+    model = run.model
+    fields = {s: r.to_dict() | {"fingerprints": None} for s, r in model.registries.items()}
+    counts = {s: d.fingerprints() for s, d in model.datasets.items()}
+    sums = {s: {n: f["checksum"] for n, f in found.items()} for s, found in counts.items()}
+    identity = {
+        "class": type(model).__name__,
+        "config": model.config,
+        "data": [digest(fields), sums],
+        **asdict(run.plan),
+        "seed": run.seed,
+        "split": digest({s: rows.tolist() for s, rows in run.train_rows.items()}),
+        "epochs": run.epochs,
+        "max_steps": run.max_steps,
+        "max_time": run.max_time,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _record(run: Run) -> dict[str, Any]:
+    model = run.model
+    old = None if model.history is None else model.history.reset_index().to_dict("list")
+    return {
+        "run": _identity(run),
+        "before": run.before,
+        "history": old,
+        "epoch": run.epoch,
+        "step": run.step,
+        "elapsed": run.elapsed,
+        "best": run.best,
+        "best_epoch": run.best_epoch,
+        "records": run.records,
+        "ended": run.ended,
+    }
+
+
+def restore(run: Run, folder: Path) -> None:
+    """Put a run where its checkpoint was.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of another run, naming what differs.
+    """
+    tensors, record = read(folder)
+    for key, here in _identity(run).items():
+        there = record["run"][key]
+        if there != here:
+            raise ValueError(
+                f"the checkpoint in {folder} is of another run: its {key} is {there!r}, here it is "
+                f"{here!r}; a run is resumed with the arguments it was started with"
+            )
+    run.model.load_state_dict(
+        {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    )
+    for i, optimizer in enumerate(run.optimizers.all()):
+        restore_optimizer(optimizer, tensors, f"optimizer{i}")
+    best = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")}
+    run.best_weights = best or None
+    for key in ("before", "epoch", "step", "elapsed", "best", "best_epoch", "records", "ended"):
+        setattr(run, key, record[key])
+    if record["history"] is not None:
+        run.model.history = pd.DataFrame(record["history"]).set_index("epoch")

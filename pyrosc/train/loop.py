@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,10 @@ from pyrosc.data.loader import cut, cycle_batches, prefetch
 from pyrosc.infer.handlers import Record
 from pyrosc.train import checkpoint as files
 from pyrosc.train.diagnose import TrainingError, culprit, diagnose
+from pyrosc.train.heldout import evaluate, parts
 from pyrosc.train.optim import Optimizers
 from pyrosc.train.plan import Plan, kl_weight, learning_rate
+from pyrosc.train.restarts import fit_restarts
 from pyrosc.train.rows import check_annealing, choose_rows
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def fit(
     checkpoint_every: int = 5,
     resume: bool = False,
     device: str = "auto",
+    n_restarts: int = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> Model:
@@ -94,6 +96,9 @@ def fit(
         folder: the run ends with exactly the weights of one that was never interrupted.
     device
         ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
+    n_restarts
+        Fits from different starting weights, on one split. Kept is the one with the highest marginal
+        likelihood of the held-out cells; ``model.restarts`` lists them all. For models with several modes.
     seed
         Of the split, the order of cells and the noise. A second `fit` keeps the split of the first.
     progress
@@ -113,6 +118,9 @@ def fit(
     DataError
         If the data were changed since the model was made.
     """
+    if n_restarts != 1:
+        arguments = {k: v for k, v in locals().items() if k not in ("model", "n_restarts")}
+        return fit_restarts(model, n_restarts, arguments)
     chosen: dict[str, Any] = {
         "batch_size": batch_size,
         "lr": lr,
@@ -137,7 +145,7 @@ def fit(
     model.to(_device(device))
     choose_rows(model, plan, train_indices, validation_indices, seed, train_size is not None)
     check_annealing(model, plan)
-    run = _Run(model, plan, max_epochs, max_steps, max_time, seed)
+    run = Run(model, plan, max_epochs, max_steps, max_time, seed)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the folder to go on from")
     folder = Path(checkpoint) if checkpoint is not None else None
@@ -146,9 +154,10 @@ def fit(
             raise FileExistsError(
                 f"{folder} holds a checkpoint; pass resume=True to go on from it, or name another folder"
             )
-        run.restore(folder)
+        files.restore(run, folder)
     with torch.random.fork_rng(), _threads(model, plan):
         run.train(list(callbacks), folder, checkpoint_every, progress)
+        model.finish()
     return model
 
 
@@ -166,7 +175,7 @@ def _threads(model: Model, plan: Plan) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Run:
+class Run:
     """One call of `fit`: what changes while it goes on."""
 
     def __init__(
@@ -219,7 +228,7 @@ class _Run:
                 if any([callback(model, record) for callback in callbacks]):
                     self.ended = self.ended or "callback"
                 if folder is not None and (self.epoch % checkpoint_every == 0 or self.ended):
-                    self.save(folder)
+                    files.save(self, folder)
         except KeyboardInterrupt:
             self.ended = "interrupted"
             warn(
@@ -313,7 +322,7 @@ class _Run:
         if np.isfinite(value):
             return value
         model, blame = self.model, None
-        for chosen in _parts(rows, 1024):
+        for chosen in parts(rows, 1024):
             batch = load_batch(model.datasets, chosen, model.device)
             names = {s: model.datasets[s].obs_names[r] for s, r in chosen.items()}
             if blame := culprit(model, batch, names):
@@ -379,94 +388,6 @@ class _Run:
                 f"{tail} epochs); train longer: fit(max_epochs={2 * len(self.records)})",
                 UserWarning,
             )
-
-    # -- checkpoints ----------------------------------------------------------------------------------
-
-    def save(self, folder: Path) -> None:
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        for i, optimizer in enumerate(self.optimizers.all()):
-            tensors |= files.flatten_optimizer(optimizer, f"optimizer{i}")
-        if self.best_weights is not None:
-            tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
-        files.write(folder, tensors, self._record())
-
-    def _identity(self) -> dict[str, Any]:
-        """What a run must share with a checkpoint to go on from it, as JSON gives it back."""
-        model = self.model
-        fields = {s: r.to_dict() | {"fingerprints": None} for s, r in model.registries.items()}
-        counts = {s: d.fingerprints() for s, d in model.datasets.items()}
-        sums = {s: {n: f["checksum"] for n, f in found.items()} for s, found in counts.items()}
-        identity = {
-            "class": type(model).__name__,
-            "config": model.config,
-            "data": [files.digest(fields), sums],
-            **asdict(self.plan),
-            "seed": self.seed,
-            "split": files.digest({s: rows.tolist() for s, rows in self.train_rows.items()}),
-            "epochs": self.epochs,
-            "max_steps": self.max_steps,
-            "max_time": self.max_time,
-        }
-        return json.loads(json.dumps(identity))
-
-    def _record(self) -> dict[str, Any]:
-        model = self.model
-        old = None if model.history is None else model.history.reset_index().to_dict("list")
-        return {
-            "run": self._identity(),
-            "before": self.before,
-            "history": old,
-            "epoch": self.epoch,
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "records": self.records,
-            "ended": self.ended,
-        }
-
-    def restore(self, folder: Path) -> None:
-        tensors, record = files.read(folder)
-        for key, here in self._identity().items():
-            there = record["run"][key]
-            if there != here:
-                raise ValueError(
-                    f"the checkpoint in {folder} is of another run: its {key} is {there!r}, here it is "
-                    f"{here!r}; a run is resumed with the arguments it was started with"
-                )
-        self.model.load_state_dict(
-            {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
-        )
-        for i, optimizer in enumerate(self.optimizers.all()):
-            files.restore_optimizer(optimizer, tensors, f"optimizer{i}")
-        best = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")}
-        self.best_weights = best or None
-        for key in ("before", "epoch", "step", "elapsed", "best", "best_epoch", "records", "ended"):
-            setattr(self, key, record[key])
-        if record["history"] is not None:
-            self.model.history = pd.DataFrame(record["history"]).set_index("epoch")
-
-
-def evaluate(model: Model, rows: dict[str, np.ndarray], seed: int = 0, batch_size: int = 1024) -> float:
-    """ELBO per cell (nats) of cells at weight 1, by one draw of noise that is the same at each call."""
-    total, cells = 0.0, 0
-    was = model.training
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
-        for chosen in _parts(rows, batch_size):
-            size = sum(len(r) for r in chosen.values())
-            total += -model(load_batch(model.datasets, chosen, model.device)).item() * size
-            cells += size
-    model.train(was)
-    return total / cells
-
-
-def _parts(rows: dict[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of each source cut into equally many parts of at most `batch_size`."""
-    n = max(-(-len(r) // batch_size) for r in rows.values())
-    for part in zip(*(np.array_split(r, n) for r in rows.values()), strict=True):
-        yield dict(zip(rows, part, strict=True))
 
 
 def _device(device: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,10 @@ class Optimizers:
         self.clip = plan.clip
         self.main: list[torch.optim.Optimizer] = []
         if self.dense:
-            self.main.append(_adam(self.dense, plan))
+            self.main.append(_adam(_groups(model, self.dense), plan))
         if self.cells:
             self.main.append(torch.optim.SparseAdam(self.cells, plan.lr, plan.betas, plan.eps))
-        self.aside = {name: _adam(group, plan) for name, group in self.owned.items() if group}
+        self.aside = {name: _adam([{"params": group}], plan) for name, group in self.owned.items() if group}
         if not self.main and not self.aside:
             raise ValueError(f"{type(model).__name__} has no parameter to train")
 
@@ -48,10 +48,10 @@ class Optimizers:
         return [*self.main, *self.aside.values()]
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate of all."""
+        """Learning rate of all, times each group's factor."""
         for optimizer in self.all():
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("factor", 1.0)
 
     def step(self, loss: Tensor, owned: Mapping[str, Tensor]) -> None:
         """One step on the main loss, and one of each auxiliary objective on its own parameters.
@@ -83,10 +83,22 @@ class Optimizers:
             self.aside[name].step()
 
 
-def _adam(parameters: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+def _groups(model: Model, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters by the factor of their learning rate (`Model.rates`)."""
+    factors = {
+        id(p): factor for name, factor in model.rates.items() for p in model.get_submodule(name).parameters()
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+
+
+def _adam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
+    parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(
-        parameters, plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=fused
+        groups, plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=fused
     )
 
 

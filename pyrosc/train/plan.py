@@ -47,7 +47,7 @@ class Plan:
     lr: float = 2e-3
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     rise: float = 0.3
-    warmup: float = 0.5
+    warmup: float = 0.4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrosc.data.dataset import Dataset
 from pyrosc.data.errors import listed
+from pyrosc.data.inputs import as_rows
 from pyrosc.data.loader import split
 from pyrosc.infer.structure import enumerated_sites
 
@@ -66,8 +67,6 @@ def check_annealing(model: Model, plan: Plan) -> None:
 def _given_split(
     dataset: Dataset, train: Sequence[int] | np.ndarray | None, held_out: Sequence[int] | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    from pyrosc.models.base import as_rows
-
     every = np.arange(dataset.n_obs)
     if train is None:
         second = as_rows(held_out, dataset)

@@ -17,6 +17,7 @@ from pyrosc.distributions import (
     NegativeBinomialMixture,
     Poisson,
     ZeroInflatedNegativeBinomial,
+    _compiled,
 )
 
 MEANS = (1e-8, 1e-4, 1e-2, 0.3, 1.0, 7.0, 100.0, 1e3, 1e5, 1e6)
@@ -47,6 +48,13 @@ def exact_nb(x: float, a: float, b: float) -> tuple[float, float, float]:
         return float(value), float(theta * (x - mu) / (theta + mu)), float(theta * slope)
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to work out the negative binomial in single precision, at any size."""
+    monkeypatch.setattr(_compiled, "MIN_SIZE", 0 if request.param == "compiled" else 10**12)
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def extremes() -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
     """Single-precision inputs over the whole range, and the exact results for those very inputs."""
@@ -72,6 +80,7 @@ def check_extremes(result: list[Tensor], exact: np.ndarray, x: Tensor, a: Tensor
     assert error.max() < 1e-5
 
 
+@pytest.mark.usefixtures("kernel")
 def test_negative_binomial_over_the_whole_range(extremes: tuple[Tensor, Tensor, Tensor, np.ndarray]) -> None:
     x, a, b, exact = extremes
     a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
@@ -80,6 +89,7 @@ def test_negative_binomial_over_the_whole_range(extremes: tuple[Tensor, Tensor, 
     check_extremes([value, a.grad, b.grad], exact, x, a, b)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_negative_binomial_with_gene_dispersion_over_the_whole_range(
     extremes: tuple[Tensor, Tensor, Tensor, np.ndarray],
 ) -> None:
@@ -98,6 +108,7 @@ def test_negative_binomial_with_gene_dispersion_over_the_whole_range(
     assert (np.abs(row.grad.numpy() - pick[..., 2].sum(0)) < 1e-5 * scale.sum(0)).all()
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("zi", [-30.0, -5.0, -0.5, 3.0, 12.0])
 def test_zero_inflation_over_the_whole_range(
     extremes: tuple[Tensor, Tensor, Tensor, np.ndarray], zi: float
@@ -165,6 +176,7 @@ def test_beta_binomial_over_a_wide_range(total: int) -> None:
     assert (np.abs(c.grad.numpy() - by_conc) <= 2e-6 * np.minimum(size_conc, np.abs(by_conc) + 1)).all()
 
 
+@pytest.mark.usefixtures("kernel")
 def test_overflowing_parameters_stay_finite_and_right() -> None:
     """Logits and log ratios beyond the reach of exp in single precision."""
     x = torch.tensor([0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 2.0, 0.0])
@@ -183,6 +195,7 @@ def test_overflowing_parameters_stay_finite_and_right() -> None:
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_mean_zero() -> None:
     mean = torch.zeros(3, requires_grad=True)
     x = torch.tensor([0.0, 1.0, 7.0])
@@ -201,6 +214,7 @@ def test_mean_zero() -> None:
     torch.testing.assert_close(mean.grad, torch.full((3,), -1.0))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fractional_counts_use_the_gamma_function() -> None:
     x = torch.tensor([0.0, 0.25, 1.0, 2.5, 15.999, 16.5, 33.3, 5.0], dtype=torch.float64)
     a = torch.linspace(-1, 3, 8, dtype=torch.float64, requires_grad=True)
@@ -252,6 +266,7 @@ def test_every_way_to_broadcast(zi_shape: tuple[int, ...] | None) -> None:
             torch.testing.assert_close(grads, wants, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("rows", [1, 7, 40])
 def test_many_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results do not depend on how the rows are cut, with non-zeros anywhere, also nowhere."""
@@ -264,6 +279,7 @@ def test_many_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for size in (1, 60, 65, 10**6):
         monkeypatch.setattr("pyrosc.distributions._layout.CHUNK", size)
+        monkeypatch.setattr("pyrosc.distributions._compiled.SHARE", size)
         value = (
             ZeroInflatedNegativeBinomial(log_mean=a, log_inverse_dispersion=b, zi_logits=zi)
             .to_event(1)
@@ -274,6 +290,7 @@ def test_many_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0,)], ids=str)
 def test_no_entries(shape: tuple[int, ...]) -> None:
     a = torch.zeros(shape, requires_grad=True)
@@ -292,6 +309,7 @@ def test_no_entries(shape: tuple[int, ...]) -> None:
             value.sum().backward()
 
 
+@pytest.mark.usefixtures("kernel")
 def test_backward_twice_gives_the_same() -> None:
     """The saved gradients are not consumed: a retained graph may be walked again with other weights."""
     a = torch.zeros(3, 4, requires_grad=True)
@@ -301,6 +319,7 @@ def test_backward_twice_gives_the_same() -> None:
     torch.testing.assert_close(second, 2 * first)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_gradient_only_where_asked() -> None:
     x = torch.tensor([[0.0, 3.0], [1.0, 0.0]])
     args = [torch.full((2, 2), v) for v in (0.4, -0.2, 0.1)]
@@ -317,6 +336,7 @@ def test_gradient_only_where_asked() -> None:
         torch.testing.assert_close(some[i].grad, whole[i].grad)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("event", [0, 1])
 def test_integer_and_strided_values(event: int) -> None:
     x = torch.tensor([[0, 1, 0], [4, 0, 20]])

@@ -14,13 +14,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from pyro.poutine.messenger import Messenger
+from reference_weights import Noise, copy_encoder, copy_layers, copy_linear
 
 from pyrosc import SCVI
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.evaluate import parts_per_cell
-from pyrosc.infer.handlers import is_latent
-from pyrosc.nn import CategoryTable
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE = json.loads((GOLDEN / "parity_scvi.json").read_text())
@@ -29,19 +27,6 @@ SIZES = FILE["sizes"]
 
 # the golden minibatch has a gene without counts, and no unlabelled cell
 pytestmark = pytest.mark.filterwarnings("ignore::pyrosc.DataWarning")
-
-
-class Noise(Messenger):
-    """Put loc + scale · eps in place of the guide's draws."""
-
-    def __init__(self, eps: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def _pyro_sample(self, msg) -> None:
-        if is_latent(msg) and not msg["done"] and msg["name"] in self.eps:
-            fn = msg["fn"]
-            msg["value"], msg["done"] = fn.mean + fn.stddev * self.eps[msg["name"]], True
 
 
 def build(name: str) -> SCVI:
@@ -115,45 +100,6 @@ def copy_weights(model: SCVI, name: str) -> None:
             prior = torch.stack([weights["library_log_means"][0], weights["library_log_vars"][0]], -1)
             np.testing.assert_allclose(model.library_prior.rows, prior, rtol=1e-4)
             model.library_prior.rows.copy_(prior)
-
-
-def copy_linear(linear, weights, prefix) -> None:
-    linear.weight.copy_(weights[f"{prefix}.weight"])
-    linear.bias.copy_(weights[f"{prefix}.bias"])
-
-
-def copy_encoder(encoder, weights, prefix) -> None:
-    copy_layers(encoder.network, weights, f"{prefix}.encoder")
-    copy_linear(encoder.loc, weights, f"{prefix}.mean_encoder")
-    copy_linear(encoder.log_variance, weights, f"{prefix}.var_encoder")
-
-
-def copy_layers(network, weights, prefix) -> None:
-    """Columns of the peer's weight: own input [with continuous columns in layer 0], then one-hots."""
-    for i, layer in enumerate(network.layers):
-        base = f"{prefix}.fc_layers.Layer {i}"
-        weight = weights[f"{base}.0.weight"]
-        layer.linear.bias.copy_(weights[f"{base}.0.bias"])
-        at = layer.linear.in_features
-        layer.linear.weight.copy_(weight[:, :at])
-        values = layer.effects.values
-        if values is not None:
-            if i == 0:
-                values.copy_(weight[:, at : at + len(values)].T)
-                at += len(values)
-            else:  # the peer does not inject continuous covariates again
-                values.zero_()
-        for table in layer.effects.tables:
-            assert isinstance(table, CategoryTable)
-            if table.n_categories > 1:  # the peer has no column for a constant
-                table.rows.copy_(weight[:, at : at + table.n_categories].T)
-                at += table.n_categories
-            else:
-                table.rows.zero_()
-        assert at == weight.shape[1], "some columns of the peer's weight were not used"
-        if f"{base}.1.weight" in weights:
-            for key in ("weight", "bias", "running_mean", "running_var"):
-                getattr(layer.norm, key).copy_(weights[f"{base}.1.{key}"])
 
 
 def supported(name: str) -> bool:

@@ -101,7 +101,7 @@ def test_transform_batch_gives_the_true_counterfactual(simulated, fitted):
 
 
 def test_a_latent_library_follows_the_true_one():
-    adata = pyrosc.simulate.scvi(500, 50, mean_library=1000, sd_log_library=0.8, seed=4).adata
+    adata = pyrosc.simulate.scvi(1000, 50, mean_library=1000, sd_log_library=0.8, seed=4).adata
     model = trained(SCVI.from_anndata(adata, batch_key="batch", use_observed_lib_size=False), 200, lr=5e-3)
     found, observed = np.log(model.get_latent_library_size()), np.log(np.asarray(adata.X.sum(1)).ravel())
     truth = np.log(adata.obs["true_library"])

@@ -17,7 +17,7 @@ from pyrosc.data import Batch, Counts, DataError, Index
 from pyrosc.infer.handlers import Anneal
 from pyrosc.train import TrainingError
 from pyrosc.train import loop as loop_module
-from pyrosc.train.loop import evaluate
+from pyrosc.train.heldout import evaluate
 from pyrosc.train.plan import kl_weight, learning_rate
 
 # most runs here are too short to converge

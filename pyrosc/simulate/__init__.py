@@ -1,0 +1,17 @@
+"""Data with known truth, drawn from a model's own generative process."""
+
+from pyrosc.simulate._autozi import autozi
+from pyrosc.simulate._cellassign import cellassign
+from pyrosc.simulate._scanvi import scanvi
+from pyrosc.simulate._scvi import scvi
+from pyrosc.simulate.core import Simulated, design_for, from_model
+
+__all__ = [
+    "Simulated",
+    "autozi",
+    "cellassign",
+    "design_for",
+    "from_model",
+    "scanvi",
+    "scvi",
+]
