@@ -75,9 +75,8 @@ def points(ax) -> list:
 
 
 def test_import_is_light():
-    code = (
-        "import pyrosc.pl, sys; print(*[m for m in ('matplotlib', 'scanpy', 'sklearn') if m in sys.modules])"
-    )
+    heavy = ("matplotlib", "scanpy", "sklearn", "scipy.stats", "numba")
+    code = f"import pyrosc.pl, sys; print(*[m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.split() == []
 

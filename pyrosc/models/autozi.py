@@ -11,7 +11,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 
 from pyrosc.data import Registry
@@ -176,7 +176,7 @@ class AUTOZI(SCVI):
         """
         table = self.get_alphas_betas()
         alpha, beta = table["alpha"].to_numpy(float), table["beta"].to_numpy(float)
-        table["probability"] = stats.beta.cdf(0.5, alpha, beta)
+        table["probability"] = special.betainc(alpha, beta, 0.5)
         table["delta"] = alpha / (alpha + beta)
         return table.drop(columns=["alpha_prior", "beta_prior"])
 
