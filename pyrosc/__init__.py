@@ -12,7 +12,11 @@ from pyrosc.models import (
     SCANVI,
     SCVI,
     CellAssign,
+    LinearSCVI,
     Model,
+    RNAStereoscope,
+    Solo,
+    SpatialStereoscope,
 )
 from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
@@ -33,9 +37,13 @@ __all__ = [
     "ContractError",
     "DataError",
     "DataWarning",
+    "LinearSCVI",
     "Model",
     "PathwiseELBO",
     "Plan",
+    "RNAStereoscope",
+    "Solo",
+    "SpatialStereoscope",
     "TrainingError",
     "annotate",
     "auto",

@@ -30,6 +30,12 @@ VARIANTS = {
         {"dispersion": "gene-label", "deeply_inject_covariates": False, "n_layers": 2},
         {"dispersion": "gene-cell"},
     ],
+    "LinearSCVI": [
+        {},
+        {"bayesian": True, "gene_likelihood": "zinb"},
+        {"decoder_norm": "batch", "batch_representation": "embedding", "dispersion": "gene-cell"},
+    ],
+    "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],
     "AUTOZI": [
         {},
         {"zero_inflation": "gene-batch", "alpha_prior": None, "beta_prior": None},

@@ -5,7 +5,7 @@ README a table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``;
 
     python docs/_ext/bench_tables.py
 
-writes it anew. NAME is ``summary``, ``step``, or a data set: ``pbmc_cite``, ``kang_ifnb``, ``pbmc_3tech``.
+writes it anew. NAME is that of a function below, or a data set: ``pbmc_cite``, ``kang_ifnb``, ``pbmc_3tech``.
 """
 
 from __future__ import annotations
@@ -104,11 +104,70 @@ def step() -> str:
     return table(["one training step, 128 × 4,000, ZINB", "milliseconds"], rows)
 
 
+def cellassign() -> str:
+    """CellAssign on sorted cells, and on a large made-up matrix."""
+    found = read("cellassign")
+    if found is None:
+        return PENDING
+    names = {
+        "pbmc_facs": "800 cells: B, CD4 T, CD8 T",
+        "pbmc_facs_gene_dispersion": 'the same, `dispersion="gene"`',
+        "pbmc_facs_and_zheng": '1,300 cells: these and NK, `other="other"`',
+    }
+    keys = ("accuracy", "accuracy_b", "confidence", "calibration_error")
+    rows = [
+        [
+            label,
+            *(number(found[name]["mean"][key], 3) for key in keys),
+            number(found[name]["mean"]["seconds"]),
+            number(found[name]["mean"]["peak_memory_mib"], 0),
+        ]
+        for name, label in names.items()
+    ]
+    large = found["large"]
+    label = f"{large['cells']:,} cells, {large['markers']} markers, {large['types']} types, made up"
+    rows.append(
+        [
+            label,
+            number(large["accuracy"], 3),
+            *["–"] * 3,
+            number(large["seconds"]),
+            number(large["peak_memory_mib"], 0),
+        ]
+    )
+    header = ["", "accuracy", "B against others", "mean confidence", "calibration error", "seconds"]
+    return table([*header, "peak memory (MiB)"], rows)
+
+
+def solo() -> str:
+    """Known doublets, found by both tools."""
+    found = read("solo")
+    if found is None:
+        return PENDING
+    names = {
+        "hashing_doublets": "hashing_doublets",
+        "kang_ifnb": "kang_ifnb",
+        "pbmc3k": "pbmc3k, doublets put in",
+        "brain10k": "brain10k (3,000 cells), doublets put in",
+    }
+    rows = []
+    for name, label in names.items():
+        peer, ours = read(f"peer_solo_{name}"), found.get(name)
+        tools = {"scvi-tools 1.4.2": peer, "pyrosc": ours and ours["mean"]}
+        rows += [[f"{label}, {tool}", *_doublets(figures)] for tool, figures in tools.items() if figures]
+    return table(["", "AUROC", "average precision", "rate", "true rate", "seconds"], rows)
+
+
+def _doublets(figures: dict[str, Any]) -> list[str]:
+    keys = ("auroc", "average_precision", "rate", "true_rate")
+    return [*(number(figures[key], 3) for key in keys), number(figures["seconds"])]
+
+
 def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
         return data_set(name)
-    return {"summary": summary, "step": step}[name]()
+    return {"summary": summary, "step": step, "cellassign": cellassign, "solo": solo}[name]()
 
 
 def fill(path: Path) -> None:

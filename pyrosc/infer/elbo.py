@@ -78,7 +78,7 @@ class PathwiseELBO(ELBO):
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide = poutine.enum(guide, first_available_dim=-1 - self._nesting)
+        guide = poutine.enum(guide, first_available_dim=-1 - int(self.max_plate_nesting))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
@@ -87,11 +87,6 @@ class PathwiseELBO(ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             _check_reparameterised(guide_trace)
         return model_trace, guide_trace
-
-    @property
-    def _nesting(self) -> int:
-        particles = self.num_particles > 1 and self.vectorize_particles
-        return int(self.max_plate_nesting) + (1 if particles else 0)
 
     def _loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         weights = enumerated_weights(guide_trace)
@@ -117,6 +112,11 @@ class PathwiseELBO(ELBO):
             if kl is not None:
                 return _summed(kl, guide_site, weights)
         return _log_prob(guide_site, weights) - _log_prob(model_site, weights)
+
+
+def plate_nesting(elbo: Any) -> int:
+    """Dims that the plates of a model take, without the one that Pyro adds for an objective's draws."""
+    return int(elbo.max_plate_nesting) - (1 if elbo.num_particles > 1 and elbo.vectorize_particles else 0)
 
 
 #: Of each enumerated site: its dim (from the right, among batch dims) and q of each of its values.

@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.handlers import is_latent, is_observed, plates_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def enumerated(
     n_draws
         Draws in a plate of their own, as in `pyrosc.infer.posterior.traces`.
     """
-    dim = -1 - int(model.elbo.max_plate_nesting) - (1 if n_draws > 1 else 0)
+    dim = -1 - plate_nesting(model.elbo) - (1 if n_draws > 1 else 0)
     return poutine.trace(poutine.enum(replayed, first_available_dim=dim)).get_trace(**inputs)
 
 

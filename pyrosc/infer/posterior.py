@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrosc.data.inputs import apply_do
+from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.enumeration import conditional, enumerated
 from pyrosc.infer.handlers import Fix, Means, is_latent, plates_of
 
@@ -62,7 +63,7 @@ def traces(
         if fixed:
             stack.enter_context(Fix(fixed))
         if n_draws > 1:
-            dim = -1 - model.elbo.max_plate_nesting
+            dim = -1 - plate_nesting(model.elbo)
             stack.enter_context(pyro.plate("_draws", n_draws, dim=dim))
         elif n_draws == 0:
             stack.enter_context(Means())
@@ -168,7 +169,7 @@ def _batch_values(
         width = 1
         for name in names:
             node, local = _node(model, name, guide_trace, model_trace)
-            value = _site_value(node, chunk, local, n_cells, model.elbo.max_plate_nesting).detach()
+            value = _site_value(node, chunk, local, n_cells, plate_nesting(model.elbo)).detach()
             width = max(width, value[0].numel() if chunk else 1)
             if not chunk:
                 values[name] = (value, local)

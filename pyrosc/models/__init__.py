@@ -3,13 +3,20 @@
 from pyrosc.models.autozi import AUTOZI
 from pyrosc.models.base import Model
 from pyrosc.models.cellassign import CellAssign
+from pyrosc.models.linear_scvi import LinearSCVI
 from pyrosc.models.scanvi import SCANVI
 from pyrosc.models.scvi import SCVI
+from pyrosc.models.solo import Solo
+from pyrosc.models.stereoscope import RNAStereoscope, SpatialStereoscope
 
 __all__ = [
     "AUTOZI",
     "SCANVI",
     "SCVI",
     "CellAssign",
+    "LinearSCVI",
     "Model",
+    "RNAStereoscope",
+    "Solo",
+    "SpatialStereoscope",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
+from pyrosc.data.genes import shared_genes
 from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, rows_key
 from pyrosc.data.loader import cut
 from pyrosc.infer.elbo import PathwiseELBO
@@ -240,7 +241,8 @@ class Model(nn.Module, Results, metaclass=Built):
         adatas: Mapping[str, AnnData],
         *,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
-        genes: Mapping[str, Sequence[str]] | None = None,
+        genes: Mapping[str, Sequence[str]] | Literal["shared"] | None = None,
+        ignore_case: bool = False,
         unlabeled_category: str | None = None,
         standardize: bool = True,
         modalities: Mapping[str, str] | None = None,
@@ -256,9 +258,17 @@ class Model(nn.Module, Results, metaclass=Built):
         keys
             Per source, where its fields are (``{"seq": {"batch_key": "donor"}}``).
         genes
-            Per source, names of the genes to use; default all.
+            Per source, names of the genes to use; default all. ``"shared"``: those that all sources have,
+            column by column the same.
+        ignore_case
+            Of ``"shared"``: genes whose names differ only in case are the same.
         unlabeled_category, standardize, modalities, seed, **options
             As in `from_anndata`.
+
+        Raises
+        ------
+        DataError
+            If the data do not fit, or the sources share no gene.
         """
         fields = cls.fields(**options)
         sources = list(dict.fromkeys(f.source for f in fields.values()))
@@ -267,6 +277,10 @@ class Model(nn.Module, Results, metaclass=Built):
         keywords = {f.keyword for f in fields.values() if f.keyword}
         given = {k: options.pop(k) for k in list(options) if k in keywords}
         reject_unknown(cls, options, keywords)
+        if isinstance(genes, str) and genes != "shared":
+            raise ValueError(f"genes is 'shared' or a list per source; got {genes!r}")
+        if ignore_case and genes != "shared":
+            raise ValueError("ignore_case= is of genes='shared'")
         registries = {}
         for source in sources:
             own = {n: f for n, f in fields.items() if f.source == source}
@@ -280,8 +294,10 @@ class Model(nn.Module, Results, metaclass=Built):
                 modalities=modalities,
                 owner=cls.__name__,
             )
-            if genes is not None and source in genes:
-                registries[source] = registries[source].restrict(genes[source])
+        if genes == "shared":
+            genes = shared_genes({s: r.var_names() for s, r in registries.items()}, ignore_case=ignore_case)
+        for source, own_genes in (genes or {}).items():  # type: ignore[union-attr]  # no str any more
+            registries[source] = registries[source].restrict(own_genes)
         datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
         registries = {s: _with_fingerprints(r, datasets[s]) for s, r in registries.items()}
         with torch.random.fork_rng():

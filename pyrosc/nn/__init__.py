@@ -1,5 +1,6 @@
 """Building blocks of models and guides; each acts on the last dim with any leading dims."""
 
+from pyrosc.nn.committee import Committee
 from pyrosc.nn.covariates import CategoryTable, CovariateEffects, Covariates, CovariateSpec
 from pyrosc.nn.layers import MLP, CellTable, FlatBatchNorm, Layer, NormalEncoder
 
@@ -7,6 +8,7 @@ __all__ = [
     "MLP",
     "CategoryTable",
     "CellTable",
+    "Committee",
     "CovariateEffects",
     "CovariateSpec",
     "Covariates",

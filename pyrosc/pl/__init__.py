@@ -4,15 +4,21 @@ matplotlib is imported when something is drawn, not before; ``show`` is never ca
 matplotlib is changed.
 """
 
+from pyrosc.pl.doublets import doublets
 from pyrosc.pl.embedding import expression, latent
+from pyrosc.pl.factors import loadings
 from pyrosc.pl.predictive import predictive_check
 from pyrosc.pl.probabilities import probabilities
+from pyrosc.pl.spatial import proportions
 from pyrosc.pl.training import training_curve
 
 __all__ = [
+    "doublets",
     "expression",
     "latent",
+    "loadings",
     "predictive_check",
     "probabilities",
+    "proportions",
     "training_curve",
 ]

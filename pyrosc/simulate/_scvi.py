@@ -113,7 +113,7 @@ def draw(
     rng = np.random.default_rng(seed)
     obs = pd.DataFrame(index=[f"cell{i}" for i in range(n_cells)])
     obs["batch"] = [f"batch{i}" for i in rng.integers(0, n_batches, n_cells)]
-    keys: dict[str, Any] = {"batch_key": "batch"}
+    keys: dict[str, Any] = {"batch_key": "batch"} if n_batches > 1 else {}
     if n_donors:
         obs["donor"] = [f"donor{i}" for i in rng.integers(0, n_donors, n_cells)]
         keys["categorical_covariate_keys"] = ["donor"]

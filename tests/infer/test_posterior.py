@@ -207,3 +207,20 @@ def test_simulated_truth_is_from_the_model():
     np.testing.assert_allclose(np.asarray(adata.X.mean(0)).ravel(), expected, rtol=0.35)
     again = pyrosc.simulate.scvi(400, 30, zero_inflation=0.1, mean_library=3000, sd_log_library=0.1, seed=2)
     assert (again.adata.X != adata.X).nnz == 0
+
+
+def test_an_objective_of_several_draws_changes_no_result(adata):
+    """Pyro counts the plate of an objective's draws among the model's; results have draws of their own."""
+    from pyrosc.infer import PathwiseELBO
+
+    class Several(SCVI):
+        elbo = PathwiseELBO(num_particles=3)
+
+    plain, several = (
+        c.from_anndata(adata, n_latent=2, n_hidden=8).fit(1, progress=False) for c in (SCVI, Several)
+    )
+    several.load_state_dict(plain.state_dict())
+    for options in ({}, {"n_samples": 4, "reduce": None}, {"n_samples": 5, "reduce": [0.1, 0.9]}):
+        one, two = (m.posterior(["z", "rho"], indices=[3, 1], **options) for m in (plain, several))
+        for site, value in one.items():
+            np.testing.assert_array_equal(value, two[site])
