@@ -158,6 +158,89 @@ def solo() -> str:
     return table(["", "AUROC", "average precision", "rate", "true rate", "seconds"], rows)
 
 
+TASKS = {
+    "kang_ifnb": "kang_ifnb, stimulated hidden",
+    "pbmc_3tech/0": "pbmc_3tech, first technology hidden",
+    "pbmc_3tech/1": "pbmc_3tech, second hidden",
+    "pbmc_3tech/2": "pbmc_3tech, third hidden",
+}
+
+
+def labels() -> str:
+    """Labels carried to other cells: means over seeds, ± standard error over them."""
+    rows = []
+    for task, label in TASKS.items():
+        for tool, title in {"peer": "scvi-tools 1.4.2", "pyrosc": "pyrosc"}.items():
+            found = read(f"labels_{tool}") or {"fits": []}
+            fits = [f for f in found["fits"] if f["task"] == task]
+            if fits:
+                rows.append([f"{label}, {title}", str(len(fits)), *map(_mean, *_columns(fits))])
+    header = ["", "seeds", "accuracy", "macro-F1", "calibration error", "seconds of processor"]
+    return table(header, rows) if rows else PENDING
+
+
+def _columns(fits: list[dict[str, Any]]) -> tuple[list[list[float]], list[int]]:
+    keys = ("accuracy", "macro_f1", "expected_calibration_error", "cpu_seconds")
+    return [[f[k] for f in fits] for k in keys], [3, 3, 3, 0]
+
+
+def _mean(values: list[float], digits: int) -> str:
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2 or not digits:
+        return number(mean, digits)
+    spread = (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
+    return f"{number(mean, digits)} ± {number(spread, digits)}"
+
+
+def stereoscope() -> str:
+    """Spots and reference, fitted by both tools."""
+    peer, ours = read("peer_stereoscope"), read("ours_stereoscope")
+    if peer is None or ours is None:
+        return PENDING
+    rows = [["scvi-tools 1.4.2", *_spots(peer), "–", "–"]]
+    rows += [
+        [
+            f"pyrosc, seed {fit['seed']}",
+            *_spots(fit),
+            number(fit.get("seconds_to_peer_objective")),
+            number(fit["peer"]["median"], 3),
+        ]
+        for fit in ours["fits"]
+    ]
+    header = ["", "reference: seconds", "log-likelihood", "spots: seconds", "of processor", "objective"]
+    return table([*header, "seconds to the peer's objective", "Spearman with the peer"], rows)
+
+
+def _spots(fit: dict[str, Any]) -> list[str]:
+    return [
+        number(fit["rna"]["seconds"]),
+        number(fit["rna"]["log_likelihood"]),
+        number(fit["spatial"]["seconds"]),
+        number(fit["spatial"]["cpu_seconds"], 0),
+        number(fit["spatial"]["objective"], 2),
+    ]
+
+
+def linear_decoder() -> str:
+    """Held-out ELBO of LinearSCVI's decoders, and how often intervals hold true loadings."""
+    found = read("linear_decoder")
+    if found is None:
+        return PENDING
+    kinds = list(next(iter(found["heldout_elbo"].values())))
+    rows = [[k, *(_mean(v[k], 1) for v in found["heldout_elbo"].values())] for k in kinds]
+    return table(["held-out ELBO", *found["heldout_elbo"]], rows)
+
+
+def coverage() -> str:
+    """How often credible intervals of LinearSCVI hold the true loadings."""
+    found = read("linear_decoder")
+    if found is None:
+        return PENDING
+    rows = [[f"{int(n):,} cells", *(f"{c:.0%}" for c in v)] for n, v in found["covered"].items()]
+    return table(["", *(f"{level:.0%} intervals" for level in found["levels"])], rows)
+
+
 def _doublets(figures: dict[str, Any]) -> list[str]:
     keys = ("auroc", "average_precision", "rate", "true_rate")
     return [*(number(figures[key], 3) for key in keys), number(figures["seconds"])]
@@ -167,7 +250,8 @@ def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
         return data_set(name)
-    return {"summary": summary, "step": step, "cellassign": cellassign, "solo": solo}[name]()
+    makers = (summary, step, cellassign, solo, labels, stereoscope, linear_decoder, coverage)
+    return {maker.__name__: maker for maker in makers}[name]()
 
 
 def fill(path: Path) -> None:

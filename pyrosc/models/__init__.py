@@ -7,7 +7,8 @@ from pyrosc.models.linear_scvi import LinearSCVI
 from pyrosc.models.scanvi import SCANVI
 from pyrosc.models.scvi import SCVI
 from pyrosc.models.solo import Solo
-from pyrosc.models.stereoscope import RNAStereoscope, SpatialStereoscope
+from pyrosc.models.spatial_stereoscope import SpatialStereoscope
+from pyrosc.models.stereoscope import RNAStereoscope
 
 __all__ = [
     "AUTOZI",
