@@ -63,6 +63,18 @@ for script in sorted((ROOT / "tutorials").glob("*.py")):
     if not notebook.exists() or notebook.read_text() != text:
         notebook.write_text(text)
 
+# tutorials on files that are neither here nor downloaded are shown without output
+data = Path(os.environ.setdefault("PYROSC_TEST_DATA", str(ROOT.parent / "shared" / "data")))
+needs = {
+    s.stem: re.findall(r"^# needs: (\S+)$", s.read_text(), re.MULTILINE)
+    for s in (ROOT / "tutorials").glob("*.py")
+}
+nb_execution_excludepatterns = [
+    f"tutorials/{stem}.ipynb"
+    for stem, files in needs.items()
+    if stem != "annotate_cells" and not all((data / f).exists() for f in files)
+]
+
 # PYROSC_DOCS_EXECUTE=off builds the pages without running the tutorials
 nb_execution_mode = os.environ.get("PYROSC_DOCS_EXECUTE", "cache")
 nb_execution_in_temp = True  # the tutorials write files

@@ -141,8 +141,6 @@ class SCVI(Model):
             self.log_theta = CategoryTable("batch", n_batch, (n_genes,))
         else:
             self.log_theta = GeneParameter(n_genes)
-        if dispersion != "gene-cell":  # free numbers: from 1, where they start, to 100 is far to go
-            self.rates = {"log_theta": 5.0}
         if not self.observed_library:
             self.library_encoder = NormalEncoder(n_genes, 1, n_hidden, 1, seen, inject, norm, dropout_rate)
             # mean and variance of the log library of each batch, from its cells

@@ -106,5 +106,5 @@ def _panel(ax: Axes, values: pd.Series, low: pd.Series, high: pd.Series, n_genes
     ax.set_ylim(-0.7, len(shown) - 0.3)
     ax.tick_params(axis="y", length=0)
     ax.margins(x=0.08)
-    ax.set_xlabel("loading (log expression per unit)", fontsize=style.SMALL)
+    ax.set_xlabel("loading (log fold)", fontsize=style.SMALL)
     style.despine(ax)

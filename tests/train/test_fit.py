@@ -1,6 +1,7 @@
 """The runner: what it records, when it ends, what it leaves alone, what it says when the loss is NaN."""
 
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -655,3 +656,17 @@ def test_a_model_without_data(model, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="was loaded without data"):
         Factors.load(tmp_path / "model").fit(1)
+
+
+def test_learning_rates_by_submodule(toy_adata):
+    """A factor of 0 leaves a submodule where it is; others move as without it."""
+
+    class Held(Factors):
+        rates: ClassVar = {"loadings": 0.0}
+
+    model = Held.from_anndata(toy_adata, batch_key="batch")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    quick(model, 2)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert any(k.startswith("encoder") for k in moved)
+    assert not any(k.startswith("loadings") for k in moved)
