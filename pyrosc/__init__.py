@@ -20,6 +20,7 @@ from pyrosc.models import (
 )
 from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
+from pyrosc.tools.compare import compare
 from pyrosc.tools.predict import predict
 from pyrosc.train import Plan, TrainingError
 
@@ -49,6 +50,7 @@ __all__ = [
     "auto",
     "cells",
     "check_model",
+    "compare",
     "data",
     "datasets",
     "distributions",

@@ -2,13 +2,15 @@
 
 import json
 import warnings
+from typing import ClassVar
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from toy_models import Factors, Rates
+from toy import make_adata
+from toy_models import Factors, Rates, TwoSources
 
 import pyrosc
 
@@ -151,3 +153,22 @@ def test_a_view_becomes_data_of_its_own(model, toy_adata):
         model.annotate(view)
     assert view.obsm["X_factors"].shape == (20, 4)
     assert "X_factors" not in toy_adata.obsm
+
+
+def test_results_of_one_of_several_data_sets():
+    class Joint(TwoSources):
+        slots: ClassVar = {"z_seq": "obsm/X_joint", "z_spatial": "obsm/X_joint"}
+
+    two = {"seq": make_adata(40, 10), "spatial": make_adata(30, 10, seed=1)}
+    model = Joint.from_anndatas(two).fit(1, progress=False)
+    for source, adata in two.items():
+        assert model.annotate(source=source) is adata
+        expected = model.posterior(f"z_{source}", source=source)[f"z_{source}"]
+        np.testing.assert_array_equal(adata.obsm["X_joint"], expected)
+        assert list(adata.uns["pyrosc"]["Joint"]["written"]) == ["obsm/X_joint"]
+    other = two["spatial"][:5].copy()
+    other.obsm.clear()
+    model.annotate(other, source="spatial")
+    np.testing.assert_allclose(other.obsm["X_joint"], two["spatial"].obsm["X_joint"][:5], atol=1e-6)
+    with pytest.raises(ValueError, match=r"name the data source: source= one of \['seq', 'spatial'\]"):
+        model.annotate()

@@ -337,17 +337,9 @@ class Results:
         """Class of each cell, or with ``soft=True`` its probabilities; see `pyrosc.predict`."""
         return predict(self, adata, indices, soft=soft, batch_size=batch_size)
 
-    def annotate(
-        self: Any,
-        adata: AnnData | None = None,
-        *,
-        sites: Sequence[str] | None = None,
-        layers: bool = False,
-        key_added: str | None = None,
-        batch_size: int = 512,
-    ) -> AnnData:
-        """Write the standard results into an AnnData; see `pyrosc.annotate`."""
-        return annotate(self, adata, sites=sites, layers=layers, key_added=key_added, batch_size=batch_size)
+    def annotate(self: Any, adata: AnnData | None = None, **options: Any) -> AnnData:
+        """Write the standard results into an AnnData; all options are those of `pyrosc.annotate`."""
+        return annotate(self, adata, **options)
 
 
 def _passes(

@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 
 from pyrosc.data.errors import listed
+from pyrosc.data.schema import MAIN
+from pyrosc.infer.handlers import plates_of
+from pyrosc.infer.structure import prototype
 from pyrosc.io import versions
 from pyrosc.tools.predict import likeliest, predict
 from pyrosc.train.history import kept_elbo
@@ -28,6 +31,7 @@ def annotate(
     layers: bool = False,
     key_added: str | None = None,
     batch_size: int = 512,
+    source: str = MAIN,
 ) -> AnnData:
     """Write the standard results of a model under their documented keys.
 
@@ -45,6 +49,8 @@ def annotate(
         Name put in place of the model's in the keys: ``"run2"`` gives ``obsm["X_run2"]``.
     batch_size
         Cells at a time.
+    source
+        Data source of the cells, for models that read several; of the slots those of its cells are written.
 
     Returns
     -------
@@ -54,11 +60,16 @@ def annotate(
         provenance in ``uns["pyrosc"][key]``: class, options, fields, keys written, epochs, held-out ELBO,
         versions (JSON text where nested).
     """
+    if source not in model.registries:
+        raise ValueError(f"name the data source: source= one of {sorted(model.registries)}")
+    registry, several = model.registries[source], len(model.registries) > 1
     if adata is None:
-        adata = model.home()
+        adata = model.home() if source == MAIN else model.dataset(source=source).data
     name = type(model).__name__
     if sites is None:
         wanted = [s for s, slot in model.slots.items() if layers or not slot.startswith("layers/")]
+        if several:
+            wanted = _of_cells(model, wanted, source)
     else:
         wanted = [sites] if isinstance(sites, str) else list(sites)
     if strange := [s for s in wanted if s not in model.slots]:
@@ -68,13 +79,13 @@ def annotate(
             f"{name} has no slots: name some, for example slots = {{'z': 'obsm/X_z'}} in the class"
         )
     dense = any(model.slots[s].startswith("layers/") for s in wanted)
-    if dense and adata.n_vars != model.registry.n_vars():
+    if dense and adata.n_vars != registry.n_vars():
         raise ValueError(
-            f"adata has {adata.n_vars:,} genes, the model {model.registry.n_vars():,}: a layer needs the "
+            f"adata has {adata.n_vars:,} genes, the model {registry.n_vars():,}: a layer needs the "
             "same ones; use get_normalized_expression, or subset adata to the model's genes"
         )
     plain = [s for s in wanted if s != model.label]
-    found = model.posterior(plain, adata=adata, batch_size=batch_size) if plain else {}
+    found = model.posterior(plain, adata=adata, batch_size=batch_size, source=source) if plain else {}
     written = []
     for site in wanted:
         slot, key = model.slots[site].split("/", 1)
@@ -86,7 +97,7 @@ def annotate(
             continue
         value = found[site]
         if slot == "layers":
-            order = {g: i for i, g in enumerate(model.registry.var_names())}
+            order = {g: i for i, g in enumerate(registry.var_names())}
             value = value[:, [order[g] for g in map(str, adata.var_names)]]
         names = model.columns(site)
         if slot == "obs":
@@ -102,6 +113,13 @@ def annotate(
     record[key_added or name] = _provenance(model, written)
     adata.uns["pyrosc"] = record
     return adata
+
+
+def _of_cells(model: Model, sites: Sequence[str], source: str) -> list[str]:
+    """Those of the sites that are in the plate over the cells of a source."""
+    plate = "cells" if source == MAIN else f"cells_{source}"
+    nodes = prototype(model).nodes
+    return [s for s in sites if s in nodes and plate in plates_of(nodes[s])]
 
 
 def _write_genes(adata: AnnData, results: Mapping[str, Any], key_added: str | None) -> list[str]:

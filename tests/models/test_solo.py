@@ -409,7 +409,7 @@ def test_other_droplets_are_scored(droplets, solo):
     found = solo.predict(again, soft=True)["doublet"]
     assert list(found.index) == list(again.obs_names)
     before = solo.predict(soft=True)["doublet"].to_numpy()[::-1]
-    assert np.corrcoef(found, before)[0, 1] > 0.9
+    assert np.corrcoef(found, before)[0, 1] > 0.85  # the mean of the networks, not the one of a fold
     truth = again.obs["doublet"].to_numpy()
     assert roc_auc_score(truth, found) > 0.93
 
