@@ -126,8 +126,8 @@ def _check(models: Mapping[str, Model]) -> None:
             one, two = get(models[first]), get(models[name])
             if one != two:
                 raise ValueError(
-                    f"{first} and {name} differ in {what}, so that their log-likelihoods are of different things"
-                    + (f": {listed(one)} and {listed(two)}" if len(one) + len(two) < 20 else "")
+                    f"{first} and {name} differ in {what}, so that their log-likelihoods are of different "
+                    "things" + (f": {listed(one)} and {listed(two)}" if len(one) + len(two) < 20 else "")
                 )
 
 
