@@ -74,6 +74,45 @@ def fit(
     return result, model
 
 
+def same_reference(
+    reference: anndata.AnnData, spots: anndata.AnnData, labels: str, peer: Any
+) -> dict[str, Any]:
+    """Both tools with the peer's profiles: how far the peer's end is from the maximum.
+
+    Our fit from our start; the peer's parameters as they ended, and as they end when our fit goes on from
+    there; and how its proportions still changed in its last epochs.
+    """
+    rna = pyrosc.RNAStereoscope.from_anndata(reference, labels_key=labels)
+    rna.fit(1, progress=False)  # so that it counts as trained
+    with torch.no_grad():
+        rna.W.rows.copy_(torch.as_tensor(peer["W"]))
+        rna.o.copy_(torch.as_tensor(peer["o"]))
+    ours, continued = (pyrosc.SpatialStereoscope.from_rna_model(spots, rna) for _ in range(2))
+    ours.fit(progress=False)
+    last = max((k for k in peer if k.startswith("v_")), key=lambda k: int(k[2:]))
+    unit = np.asarray(spots.X.sum(1)) * continued.scale.numpy()
+    with torch.no_grad():
+        ratio = np.maximum(peer[last] / unit, 1e-6)
+        continued.V.rows.copy_(torch.as_tensor(np.log(np.expm1(ratio))))
+        for name in ("beta", "eta"):
+            getattr(continued, name).copy_(torch.as_tensor(peer[name]))
+    at_end = spatial.spots(spots.X, **state(continued))
+    continued.fit(progress=False)
+    types = list(ours.cell_types)
+    own, on = (m.get_proportions().to_numpy() for m in (ours, continued))
+    before = {k: peer[k][:, :-1] / peer[k][:, :-1].sum(1, keepdims=True) for k in peer if k.startswith("v_")}
+    return {
+        "ours": spatial.spots(spots.X, **state(ours)),
+        "peer_at_its_end": at_end,
+        "going_on_from_there": spatial.spots(spots.X, **state(continued)),
+        "ours_and_peer": agreement(own, peer["proportions"], types),
+        "ours_and_going_on": agreement(own, on, types),
+        "peer_earlier_and_at_its_end": {
+            k[2:]: agreement(v, peer["proportions"], types)["median"] for k, v in before.items()
+        },
+    }
+
+
 def agreement(ours: np.ndarray, theirs: np.ndarray, types: list[str]) -> dict[str, Any]:
     """Spearman correlation over spots, type by type."""
     found = {t: float(spearmanr(ours[:, i], theirs[:, i]).statistic) for i, t in enumerate(types)}
@@ -124,6 +163,10 @@ def main() -> None:
         ],
         "versions": common.versions("pyrosc", "pyro-ppl", "torch", "anndata", "numpy"),
     }
+    if arrays is not None:
+        content["same_reference"] = found = same_reference(reference, spots, args.labels, dict(arrays))
+        for what, value in found.items():
+            print(what, value if "spearman" not in value else f"median Spearman {value['median']:.3f}")
     common.save_json(common.RESULTS / f"ours_stereoscope{suffix}.json", content)
 
 
