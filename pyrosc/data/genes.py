@@ -41,7 +41,8 @@ def shared_genes(
     kept = [key for key in first if all(key in other for other in others)]
     if len(kept) < at_least:
         first_name, *rest = names
-        missing = [first[key] for key in first if key not in set(kept)]
+        found = set(kept)
+        missing = [name for key, name in first.items() if key not in found]
         raise DataError(
             f"{listed(rest)} and {first_name!r} share {len(kept):,} of the {len(first):,} genes of "
             f"{first_name!r}, and at least {at_least:,} are needed; not shared are {listed(missing)}. "

@@ -229,7 +229,8 @@ class SpatialStereoscope(Model):
         names = {"reference": list(every), "spots": list(map(str, adata.var_names))}
         shared = shared_genes(names, ignore_case=ignore_case, at_least=len(types) + 1)
         known_genes, genes = shared.values()
-        if missing := sorted(set(every) - set(known_genes), key=every.index):
+        there = set(known_genes)
+        if missing := [g for g in every if g not in there]:
             warn(
                 f"the spots lack {len(missing):,} of the {len(every):,} genes of the reference, which are "
                 f"left out: {listed(missing)}"
