@@ -17,8 +17,8 @@ from pyro import poutine
 
 from pyrosc.data import MAIN
 from pyrosc.data.inputs import load_batch
-from pyrosc.infer.handlers import Means, is_latent, is_observed, plates_of
-from pyrosc.infer.structure import prototype
+from pyrosc.infer.handlers import Means, is_latent
+from pyrosc.infer.structure import prototype, sites_of_cells
 from pyrosc.models.base import Model
 from pyrosc.nn import CategoryTable
 from pyrosc.simulate import design_for
@@ -135,7 +135,7 @@ def order_and_batch_size_do_not_matter(case: Case) -> None:
     """Results follow the rows asked for, whatever the minibatches."""
     model = case.fitted()
     for source, dataset in model.datasets.items():
-        sites = _sites(model, source)
+        sites = sites_of_cells(model, source)
         rows = np.random.default_rng(0).permutation(dataset.n_obs)
         whole = model.posterior(sites, source=source)
         parts = model.posterior(sites, source=source, indices=rows, batch_size=7)
@@ -183,7 +183,7 @@ def several_draws_at_once(case: Case) -> None:
     """Posterior draws, taken together, have the right shapes."""
     model = case.fitted()
     for source, dataset in model.datasets.items():
-        sites = _sites(model, source)
+        sites = sites_of_cells(model, source)
         draws = model.posterior(sites, source=source, n_samples=4, reduce=None, indices=np.arange(5))
         means = model.posterior(sites, source=source, indices=np.arange(5))
         for site in sites:
@@ -264,20 +264,10 @@ def _mean_loss(model: Model) -> float:
         return float(np.mean([float(model(_whole(model))) for _ in range(5)]))
 
 
-def _sites(model: Model, source: str) -> list[str]:
-    plate = "cells" if source == MAIN else f"cells_{source}"
-    nodes = prototype(model).nodes.items()
-    return [
-        n
-        for n, s in nodes
-        if s["type"] == "sample" and plate in plates_of(s) and not is_observed(s) and n != plate
-    ]
-
-
 def _some_posterior(model: Model) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for source in model.datasets:
-        out |= model.posterior(_sites(model, source), source=source)
+        out |= model.posterior(sites_of_cells(model, source), source=source)
     return out
 
 

@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyrosc.infer.elbo import plate_nesting
-from pyrosc.infer.handlers import is_latent, is_observed, plates_of
+from pyrosc.infer.handlers import is_latent, is_local, is_observed
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -90,8 +90,3 @@ def density(site: Any) -> Tensor:
     """Log-density of a site at its value, not scaled to the data."""
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(value, 1.0, site["mask"])
-
-
-def is_local(site: Any) -> bool:
-    """Whether a trace node belongs to single cells."""
-    return site["type"] == "sample" and any(p.startswith("cells") for p in plates_of(site))

@@ -12,8 +12,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyrosc.infer.elbo import closed_form_kl, closed_form_sites
-from pyrosc.infer.enumeration import density, enumerated_dims, is_local
-from pyrosc.infer.handlers import is_latent, is_observed
+from pyrosc.infer.enumeration import density, enumerated_dims
+from pyrosc.infer.handlers import is_latent, is_local, is_observed
 from pyrosc.infer.posterior import traces
 
 if TYPE_CHECKING:

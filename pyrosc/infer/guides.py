@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyrosc.infer.handlers import Fix, is_latent, plates_of
+from pyrosc.infer.handlers import Fix, cells_plate, is_latent, source_of
 from pyrosc.infer.structure import prototype
 from pyrosc.nn import MLP, CovariateSpec
 
@@ -111,14 +111,12 @@ class Amortized(nn.Module):
         for name, site in trace.nodes.items():
             if not is_latent(site):
                 continue
-            plate = next((p for p in plates_of(site) if p.startswith("cells")), None)
-            if plate is None:
+            source = source_of(site)
+            if source is None:
                 global_sites.append(name)
             elif not _is_discrete(site["fn"]):
-                self._add(name, site, plate)
-                sources[name] = next(
-                    s for s in model.registries if plate == ("cells" if s == "main" else f"cells_{s}")
-                )
+                self._add(name, site, cells_plate(source))
+                sources[name] = source
         self.networks, self.heads = nn.ModuleDict(), nn.ModuleDict()
         self.sources = sources
         self.inputs: dict[str, list[str]] = {}

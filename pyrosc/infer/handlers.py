@@ -9,6 +9,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrosc.data.schema import MAIN
+
 
 def is_latent(site: Any) -> bool:
     """Whether a message or trace node is a latent sample site (not observed, not a plate)."""
@@ -33,6 +35,24 @@ def is_deterministic(site: Any) -> bool:
 def plates_of(site: Any) -> list[str]:
     """Names of the plates around a site."""
     return [frame.name for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def cells_plate(source: str = MAIN) -> str:
+    """Name of the plate over the cells of a data source."""
+    return "cells" if source == MAIN else f"cells_{source}"
+
+
+def source_of(site: Any) -> str | None:
+    """Data source to whose cells a trace node belongs; None for those outside of the plates over cells."""
+    if site["type"] != "sample":
+        return None
+    plate = next((p for p in plates_of(site) if p.startswith("cells")), None)
+    return MAIN if plate == "cells" else plate and plate.removeprefix("cells_")
+
+
+def is_local(site: Any) -> bool:
+    """Whether a trace node belongs to single cells."""
+    return source_of(site) is not None
 
 
 class Anneal(Messenger):

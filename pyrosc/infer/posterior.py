@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrosc.data.inputs import apply_do
 from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.enumeration import conditional, enumerated
-from pyrosc.infer.handlers import Fix, Means, is_latent, plates_of
+from pyrosc.infer.handlers import Fix, Means, is_latent, is_local
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -200,11 +200,7 @@ def _batch_values(
 
 def _globals(guide_trace: Trace) -> dict[str, Tensor]:
     nodes: Mapping[str, Any] = guide_trace.nodes
-    return {
-        name: site["value"]
-        for name, site in nodes.items()
-        if is_latent(site) and not any(p.startswith("cells") for p in plates_of(site))
-    }
+    return {name: site["value"] for name, site in nodes.items() if is_latent(site) and not is_local(site)}
 
 
 def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tuple[Any, bool]:
@@ -213,7 +209,7 @@ def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tu
         nodes = guide_trace.nodes | model_trace.nodes
         known = sorted(n for n, s in nodes.items() if s["type"] == "sample" and not site_is_subsample(s))
         raise KeyError(f"{type(model).__name__} has no site '{name}'; it has {known}")
-    local = any(p.startswith("cells") for p in plates_of(node))
+    local = is_local(node)
     discrete = is_latent(node) and getattr(node["fn"], "has_enumerate_support", False)
     if discrete and name not in guide_trace.nodes:
         return {**node, "value": node["probabilities"], "probabilities": True}, local

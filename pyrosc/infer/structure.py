@@ -9,7 +9,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 
 from pyrosc.data.inputs import dummy_batch
-from pyrosc.infer.handlers import RefuseParam, is_latent, plates_of
+from pyrosc.data.schema import MAIN
+from pyrosc.infer.handlers import RefuseParam, cells_plate, is_latent, is_local, is_observed, source_of
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -33,11 +34,17 @@ def prototype(model: Model) -> Trace:
 
 def latent_sites(model: Model) -> dict[str, bool]:
     """Latent sites of the model, and whether each is local (inside the plate over cells)."""
-    return {
-        name: any(p.startswith("cells") for p in plates_of(site))
+    return {name: is_local(site) for name, site in prototype(model).nodes.items() if is_latent(site)}
+
+
+def sites_of_cells(model: Model, source: str = MAIN) -> list[str]:
+    """Latent and deterministic sites of the model in the plate over the cells of a source."""
+    plate = cells_plate(source)
+    return [
+        name
         for name, site in prototype(model).nodes.items()
-        if is_latent(site)
-    }
+        if source_of(site) == source and not is_observed(site) and name != plate
+    ]
 
 
 def enumerated_sites(model: Model) -> set[str]:

@@ -15,9 +15,8 @@ from torch import Tensor
 from pyrosc.data import MAIN, Dataset, Field, Registry
 from pyrosc.data.errors import listed, warn
 from pyrosc.infer.calibration import fit_temperature
-from pyrosc.infer.handlers import is_observed, plates_of
 from pyrosc.infer.prevalence import Prevalence, class_probability, estimate_prevalence
-from pyrosc.infer.structure import prototype
+from pyrosc.infer.structure import sites_of_cells
 from pyrosc.models.base import Model
 from pyrosc.models.scvi import SCVI
 from pyrosc.nn import Committee
@@ -373,12 +372,7 @@ def _check_parent(model: Model) -> None:
         )
     if not model.datasets:
         raise ValueError(f"{name} was loaded without data; pyrosc.load(path, adata) gives it some")
-    nodes = prototype(model).nodes
-    local = [
-        n
-        for n, s in nodes.items()
-        if s["type"] == "sample" and "cells" in plates_of(s) and not is_observed(s)
-    ]
+    local = sites_of_cells(model)
     if model.latent not in local:
         raise KeyError(
             f"{name} has no latent space '{model.latent}' per cell; its sites per cell are "

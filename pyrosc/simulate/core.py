@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyrosc.data.schema import Field
-from pyrosc.infer.handlers import Fix, is_deterministic, is_latent, is_observed, plates_of
+from pyrosc.infer.handlers import Fix, is_deterministic, is_latent, is_local, is_observed
 from pyrosc.models.base import Model
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def from_model(
             for name, site in nodes.items():
                 if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
                     value = site["value"]
-                    if not any(p.startswith("cells") for p in plates_of(site)):
+                    if not is_local(site):
                         if is_latent(site):
                             shared[name] = value
                     elif value.ndim and value.shape[0] == len(at):

@@ -11,8 +11,7 @@ import pandas as pd
 
 from pyrosc.data.errors import listed
 from pyrosc.data.schema import MAIN
-from pyrosc.infer.handlers import plates_of
-from pyrosc.infer.structure import prototype
+from pyrosc.infer.structure import sites_of_cells
 from pyrosc.io import versions
 from pyrosc.tools.predict import likeliest, predict
 from pyrosc.train.history import kept_elbo
@@ -69,7 +68,8 @@ def annotate(
     if sites is None:
         wanted = [s for s, slot in model.slots.items() if layers or not slot.startswith("layers/")]
         if several:
-            wanted = _of_cells(model, wanted, source)
+            here = sites_of_cells(model, source)
+            wanted = [s for s in wanted if s in here]
     else:
         wanted = [sites] if isinstance(sites, str) else list(sites)
     if strange := [s for s in wanted if s not in model.slots]:
@@ -113,13 +113,6 @@ def annotate(
     record[key_added or name] = _provenance(model, written)
     adata.uns["pyrosc"] = record
     return adata
-
-
-def _of_cells(model: Model, sites: Sequence[str], source: str) -> list[str]:
-    """Those of the sites that are in the plate over the cells of a source."""
-    plate = "cells" if source == MAIN else f"cells_{source}"
-    nodes = prototype(model).nodes
-    return [s for s in sites if s in nodes and plate in plates_of(nodes[s])]
 
 
 def _write_genes(adata: AnnData, results: Mapping[str, Any], key_added: str | None) -> list[str]:

@@ -12,8 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrosc.data.errors import listed
-from pyrosc.data.schema import MAIN
-from pyrosc.infer.handlers import plates_of
+from pyrosc.infer.handlers import source_of
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -84,11 +83,11 @@ def _first_bad(trace: poutine.Trace, role: str, names: Mapping[str, np.ndarray])
 
 
 def _where(site: Any, values: Tensor, event_dims: int, names: Mapping[str, np.ndarray]) -> str:
-    plate = next((p for p in plates_of(site) if p.startswith("cells")), None)
+    source = source_of(site)
     dim = values.ndim - event_dims - 1
-    if plate is None or dim < 0:
+    if source is None or dim < 0:
         return ""
-    cells = names[MAIN if plate == "cells" else plate.removeprefix("cells_")]
+    cells = names[source]
     if values.shape[dim] != len(cells):
         return ""
     others = tuple(d for d in range(values.ndim) if d != dim)
