@@ -35,6 +35,15 @@ def new_axes(n_rows: int = 1, n_columns: int = 1, size: tuple[float, float] = (4
     return axes
 
 
+def panels(n: int, columns: int, size: tuple[float, float]) -> list[Axes]:
+    """`n` axes of a new figure, at most `columns` in a row, each of `size` inches."""
+    columns = min(columns, n)
+    grid = new_axes(-(-n // columns), columns, size=size).ravel()
+    for left_over in grid[n:]:
+        left_over.remove()
+    return list(grid[:n])
+
+
 def some_axes(axes: Any, n: int, what: str) -> list[Axes]:
     """The `n` axes that a user gave, flat."""
     found = [a for a in np.asarray(axes, dtype=object).ravel() if a is not None]

@@ -175,11 +175,7 @@ def expression(
     assert adata is not None
     _coordinates(adata, basis)  # before the work, not after it
     if axes is None:
-        n_columns = min(columns, len(genes))
-        grid = style.new_axes(-(-len(genes) // n_columns), n_columns, size=(3.6, 3.1)).ravel()
-        for left_over in grid[len(genes) :]:
-            left_over.remove()
-        found = list(grid[: len(genes)])
+        found = style.panels(len(genes), columns, size=(3.6, 3.1))
     else:
         found = style.some_axes(axes, len(genes), "expression")
     values = model.get_normalized_expression(

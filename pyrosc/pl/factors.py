@@ -65,10 +65,7 @@ def loadings(
     if axes is None:
         rows = -(-len(chosen) // _COLUMNS)
         size = (2.5, 0.8 + 0.19 * min(n_genes, len(table)))
-        new = style.new_axes(rows, -(-len(chosen) // rows), size=size).ravel()
-        for spare in new[len(chosen) :]:
-            spare.set_visible(False)
-        axes = new[: len(chosen)]
+        axes = style.panels(len(chosen), -(-len(chosen) // rows), size=size)
     found = style.some_axes(axes, len(chosen), "loadings")
     for ax, factor in zip(found, chosen, strict=True):
         _panel(ax, table[factor], low[factor], high[factor], n_genes)

@@ -115,13 +115,9 @@ def _proportions(data: Any, key: str) -> tuple[AnnData, pd.DataFrame]:
 def _axes(axes: Any, n: int, columns: int, xy: np.ndarray) -> list[Any]:
     if axes is not None:
         return style.some_axes(axes, n, "proportions")
-    n_columns = min(columns, n)
     width, height = np.ptp(xy, axis=0)
     aspect = float(np.clip(height / width, 0.4, 2.5)) if width > 0 else 1.0
-    grid = style.new_axes(-(-n // n_columns), n_columns, size=(3.0, 2.4 * aspect + 0.4)).ravel()
-    for left_over in grid[n:]:
-        left_over.remove()
-    return list(grid[:n])
+    return style.panels(n, columns, size=(3.0, 2.4 * aspect + 0.4))
 
 
 def _spacing(xy: np.ndarray) -> float:
