@@ -133,6 +133,11 @@ def build(options: dict[str, Any], used: dict[str, Any], inputs: dict[str, np.nd
         **prior,
         **options,
     )
+    return shaken(module)
+
+
+def shaken(module: Any) -> Any:
+    """A module of the peer with what batch normalisation learns away from its starting values."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, torch.nn.BatchNorm1d):

@@ -42,14 +42,7 @@ def build(options: dict[str, Any], seed: int) -> SCANVAE:
         dropout_rate=0.0,
         **options,
     )
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, torch.nn.BatchNorm1d):
-                layer.weight.uniform_(0.5, 1.5)
-                layer.bias.normal_(0.0, 0.3)
-                layer.running_mean.normal_(0.0, 0.5)
-                layer.running_var.uniform_(0.5, 2.0)
-    return module
+    return base.shaken(module)
 
 
 def evaluate(module: SCANVAE, inputs: dict[str, np.ndarray], eps_z2: np.ndarray) -> dict[str, Any]:
