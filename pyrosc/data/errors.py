@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class DataError(ValueError):
@@ -34,3 +34,9 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     names = [str(n) for n in names]
     text = ", ".join(repr(n) for n in names[:most])
     return text + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def one_of(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a value of the option `name` that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; not {value!r}")

@@ -26,28 +26,20 @@ def fit_temperature(logits: Tensor, codes: Tensor) -> float:
     float
         In [0.1, 10]; 1 where there are fewer than 30 cells.
     """
+    from scipy.optimize import minimize_scalar  # slow to import
+
     if len(codes) < _FEWEST:
         return 1.0
     wide, codes = logits.detach().double(), codes.to(logits.device)
-    # the likelihood has one mode in log T: a golden-section search finds it
-    low, high = np.log(0.1), np.log(10.0)
-    golden = (np.sqrt(5) - 1) / 2
 
     def loss(log_t: float) -> float:
         return float(F.cross_entropy(wide / np.exp(log_t), codes))
 
-    a, b = high - golden * (high - low), low + golden * (high - low)
-    at_a, at_b = loss(a), loss(b)
-    while high - low > 1e-4:
-        if at_a <= at_b:
-            high, b, at_b = b, a, at_a
-            a = high - golden * (high - low)
-            at_a = loss(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + golden * (high - low)
-            at_b = loss(b)
-    return float(np.exp((low + high) / 2))
+    # the likelihood has one mode in log T
+    found = minimize_scalar(
+        loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded", options={"xatol": 1e-4}
+    )
+    return float(np.exp(found.x))
 
 
 def expected_calibration_error(probabilities: np.ndarray, codes: np.ndarray, n_bins: int = 15) -> float:

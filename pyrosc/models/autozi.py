@@ -15,7 +15,8 @@ from scipy import special
 from torch import Tensor, nn
 
 from pyrosc.data import Registry
-from pyrosc.models.scvi import SCVI, GeneParameter, _one_of
+from pyrosc.data.errors import one_of
+from pyrosc.models.scvi import SCVI, GeneParameter
 from pyrosc.nn import CategoryTable
 
 #: δ is kept this far from 0 and 1, so that no logarithm of a float32 runs away.
@@ -70,7 +71,7 @@ class AUTOZI(SCVI):
         minimal_dropout: float = 0.01,
         **options: Any,
     ) -> None:
-        _one_of("zero_inflation", zero_inflation, ("gene", "gene-batch", "gene-label"))
+        one_of("zero_inflation", zero_inflation, ("gene", "gene-batch", "gene-label"))
         if options.get("gene_likelihood", "zinb") != "zinb":
             raise ValueError("AUTOZI asks which genes are zero-inflated: its gene_likelihood is 'zinb'")
         if zero_inflation == "gene-label" and not registry.given("labels"):

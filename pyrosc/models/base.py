@@ -21,7 +21,7 @@ from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, rows
 from pyrosc.data.loader import cut
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.infer.guides import Amortized
-from pyrosc.infer.handlers import Anneal, Record
+from pyrosc.infer.handlers import Anneal, Record, cells_plate
 from pyrosc.infer.posterior import collect, stream
 from pyrosc.infer.structure import enumerated_sites, latent_sites, prototype
 from pyrosc.io import load, save
@@ -86,7 +86,7 @@ class Model(nn.Module, Results, metaclass=Built):
         Held-out marginal likelihood (nats per cell) of each fit of ``fit(n_restarts=)``.
     """
 
-    elbo: ClassVar[ELBO] = PathwiseELBO()
+    elbo: ELBO = PathwiseELBO()
     slots: ClassVar[Mapping[str, str]] = {}
     annealed: tuple[str, ...] | None = None
     plan: Plan = Plan()
@@ -348,7 +348,7 @@ class Model(nn.Module, Results, metaclass=Built):
         source
             Data source of the cells.
         """
-        name = "cells" if source == MAIN else f"cells_{source}"
+        name = cells_plate(source)
         rows = self._rows.get(source) if hasattr(self, "_rows") else None
         if rows is None:
             return pyro.plate(name, len(x), dim=-1)

@@ -28,7 +28,7 @@ from pyrosc.data import (
     Total,
 )
 from pyrosc.data import encode as enc
-from pyrosc.data.errors import listed, warn
+from pyrosc.data.errors import listed, one_of, warn
 from pyrosc.data.inputs import dummy_batch
 from pyrosc.data.markers import Markers, match_markers, read_markers
 from pyrosc.distributions.truncation import truncate_below
@@ -95,8 +95,7 @@ class CellAssign(Model):
         min_inverse_dispersion: float = 0.01,
     ) -> None:
         super().__init__(registry)
-        if dispersion not in ("mean", "gene"):
-            raise ValueError(f"dispersion is one of 'mean', 'gene'; not {dispersion!r}")
+        one_of("dispersion", dispersion, ("mean", "gene"))
         for name, value in {
             "min_effect": min_effect,
             "concentration": concentration,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrosc.data import Dataset, Registry
-from pyrosc.models.scvi import SCVI, Decoded, _one_of
+from pyrosc.data.errors import one_of
+from pyrosc.models.scvi import SCVI, Decoded
 from pyrosc.nn import CovariateEffects, Covariates, CovariateSpec, FlatBatchNorm
 from pyrosc.nn.layers import Norm
 from pyrosc.train.plan import Plan
@@ -69,7 +70,7 @@ class LinearSCVI(SCVI):
         use_observed_lib_size: bool = False,
         **options: Any,
     ) -> None:
-        _one_of("decoder_norm", decoder_norm, ("none", "batch"))
+        one_of("decoder_norm", decoder_norm, ("none", "batch"))
         if bayesian and decoder_norm == "batch":
             raise ValueError(
                 "bayesian=True puts a prior on the loadings, which batch normalisation would scale away; "

@@ -21,6 +21,7 @@ from pyrosc.data import (
     Registry,
     SizeFactor,
 )
+from pyrosc.data.errors import one_of
 from pyrosc.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.models.base import Model
@@ -102,10 +103,10 @@ class SCVI(Model):
         log_variational: bool | None = None,
     ) -> None:
         super().__init__(registry)
-        _one_of("dispersion", dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
-        _one_of("gene_likelihood", gene_likelihood, ("zinb", "nb", "poisson", "normal"))
-        _one_of("latent_distribution", latent_distribution, ("normal", "ln"))
-        _one_of("batch_representation", batch_representation, ("one-hot", "embedding"))
+        one_of("dispersion", dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
+        one_of("gene_likelihood", gene_likelihood, ("zinb", "nb", "poisson", "normal"))
+        one_of("latent_distribution", latent_distribution, ("normal", "ln"))
+        one_of("batch_representation", batch_representation, ("one-hot", "embedding"))
         if dispersion == "gene-label" and not registry.given("labels"):
             raise ValueError("dispersion='gene-label' needs labels: labels_key=")
         n_genes = registry.n_vars()
@@ -307,8 +308,3 @@ class GeneParameter(nn.Module):
     def forward(self) -> Tensor:
         """(g,)."""
         return self.values
-
-
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; not {value!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyrosc.data import Counts, Field, Index, Registry
-from pyrosc.data.errors import listed, warn
+from pyrosc.data.errors import listed, one_of, warn
 from pyrosc.data.genes import shared_genes
 from pyrosc.data.inputs import as_rows
 from pyrosc.data.schema import MAIN
@@ -89,8 +89,7 @@ class SpatialStereoscope(Model):
         n_layers: int | None = None,
     ) -> None:
         super().__init__(registry)
-        if proportions not in _PLANS:
-            raise ValueError(f"proportions is one of {', '.join(map(repr, _PLANS))}; not {proportions!r}")
+        one_of("proportions", proportions, _PLANS)
         own = {"concentration": "posterior", "n_hidden": "amortized", "n_layers": "amortized"}
         for name, mode in own.items():
             if self.config[name] is not None and proportions != mode:
@@ -98,7 +97,7 @@ class SpatialStereoscope(Model):
         if concentration is not None and not concentration > 0:
             raise ValueError(f"concentration is a positive number, not {concentration}")
         self.cell_types, self.mode = tuple(cell_types), proportions
-        self.plan = _PLANS[proportions]  # type: ignore[misc]  # of this instance
+        self.plan = _PLANS[proportions]
         self.concentration = 1.0 if concentration is None else float(concentration)
         n_genes, k = registry.n_vars(), len(self.cell_types) + 1
         self.register_buffer("W", torch.zeros(k - 1, n_genes))
@@ -112,7 +111,7 @@ class SpatialStereoscope(Model):
         else:
             self.V = CellTable(registry.n_obs, (k,))
         if proportions == "posterior":
-            self.elbo = PathwiseELBO(num_particles=_DRAWS)  # type: ignore[misc]  # of this instance
+            self.elbo = PathwiseELBO(num_particles=_DRAWS)
             self.L = CellTable(registry.n_obs, (k, k))
 
     # -- the math -------------------------------------------------------------------------------------

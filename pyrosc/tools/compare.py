@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pyrosc.data import MAIN
-from pyrosc.data.errors import listed
+from pyrosc.data.errors import listed, one_of
+from pyrosc.data.inputs import as_rows
 from pyrosc.infer.handlers import is_observed
 from pyrosc.infer.structure import prototype
 
@@ -68,8 +69,7 @@ def compare(
     >>> sorted(compare(fitted).index)
     ['nb', 'poisson']
     """
-    if measure not in _DRAWS:
-        raise ValueError(f"measure is one of {listed(_DRAWS)}, not {measure!r}")
+    one_of("measure", measure, _DRAWS)
     named = dict(models) if isinstance(models, Mapping) else _by_class(models)
     if len(named) < 2:
         raise ValueError("compare takes two models or more")
@@ -163,9 +163,7 @@ def _held_out(models: Mapping[str, Model], indices: Any) -> np.ndarray:
                     "train_size=, or with validation_indices="
                 )
         return rows
-    rows = np.asarray(indices)
-    if rows.dtype == bool:
-        rows = np.flatnonzero(rows)
+    rows = as_rows(indices, models[first].dataset())
     for name, model in models.items():
         if taught := len(np.intersect1d(rows, model.train_indices)):
             raise ValueError(f"{taught:,} of the {len(rows):,} cells trained {name}; name cells that did not")

@@ -68,5 +68,5 @@ def fresh(model: Model, seed: int) -> Model:
         again.datasets = model.datasets
         again.setup()
         again.initialize(model.datasets[MAIN])
-    again.split, again.n_train, again.plan = model.split, dict(model.n_train), model.plan  # type: ignore[misc]
+    again.split, again.n_train, again.plan = model.split, dict(model.n_train), model.plan
     return again.eval()
