@@ -11,8 +11,10 @@ import json
 import math
 import os
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -330,3 +332,55 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+# --- fits in processes of their own -------------------------------------------------------------------------
+
+
+def run_tasks(
+    doc: str,
+    script: str,
+    prefix: str,
+    tasks: Iterable[str],
+    run_one: Callable[[str, str, int, dict[str, Any]], dict[str, Any]],
+    table: Callable[[], None],
+) -> None:
+    """Command line of a script that fits each task and seed in a process of its own and keeps the records.
+
+    Records go to ``results/PREFIX_TOOL.json``. `run_one` takes tool, task, seed and the options of our model.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--tool", choices=["pyrosc", "peer"])
+    parser.add_argument("--tasks", nargs="+", choices=sorted(tasks), default=sorted(tasks))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--options", default="{}", help="of our model, as JSON; such fits are not kept")
+    parser.add_argument("--table", action="store_true", help="print what is kept")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.table:
+        return table()
+    options = json.loads(args.options)
+    if args.one:
+        print(json.dumps(run_one(args.tool, args.tasks[0], args.seeds[0], options)))
+        return None
+    path = RESULTS / f"{prefix}_{args.tool}.json"
+    kept = json.loads(path.read_text())["fits"] if path.exists() else []
+    for task in args.tasks:
+        for seed in args.seeds:
+            command = [sys.executable, script, "--one", "--tool", args.tool, "--tasks", task]
+            command += ["--seeds", str(seed), "--options", args.options]
+            done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+            fit = json.loads(done.stdout.splitlines()[-1])
+            print({k: v for k, v in fit.items() if k != "load"}, flush=True)
+            if options:
+                continue
+            kept = [f for f in kept if (f["task"], f["seed"]) != (task, seed)] + [fit]
+            packages = ("pyrosc",) if args.tool == "pyrosc" else ("scvi-tools",)
+            result = {
+                "tool": args.tool,
+                "machine": machine(),
+                "versions": versions(*packages, "torch"),
+                "fits": sorted(kept, key=lambda f: (f["task"], f["seed"])),
+            }
+            save_json(path, result)
+    return None

@@ -18,10 +18,7 @@ import os
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
-import argparse  # noqa: E402
 import json  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
 import _common as common  # noqa: E402
@@ -128,44 +125,5 @@ def table() -> None:
             )
 
 
-def main() -> None:
-    """Run what is asked for, each fit in a process of its own, and keep the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tool", choices=["pyrosc", "peer"])
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--options", default="{}", help="of our model, as JSON; such fits are not kept")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.table:
-        return table()
-    options = json.loads(args.options)
-    if args.one:
-        print(json.dumps(run_one(args.tool, args.tasks[0], args.seeds[0], options)))
-        return None
-    path = common.RESULTS / f"labels_{args.tool}.json"
-    kept = json.loads(path.read_text())["fits"] if path.exists() else []
-    for task in args.tasks:
-        for seed in args.seeds:
-            command = [sys.executable, __file__, "--one", "--tool", args.tool, "--tasks", task]
-            command += ["--seeds", str(seed), "--options", args.options]
-            done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-            fit = json.loads(done.stdout.splitlines()[-1])
-            print({k: v for k, v in fit.items() if k != "load"}, flush=True)
-            if options:
-                continue
-            kept = [f for f in kept if (f["task"], f["seed"]) != (task, seed)] + [fit]
-            packages = ("pyrosc",) if args.tool == "pyrosc" else ("scvi-tools",)
-            result = {
-                "tool": args.tool,
-                "machine": common.machine(),
-                "versions": common.versions(*packages, "torch"),
-                "fits": sorted(kept, key=lambda f: (f["task"], f["seed"])),
-            }
-            common.save_json(path, result)
-    return None
-
-
 if __name__ == "__main__":
-    main()
+    common.run_tasks(__doc__, __file__, "labels", TASKS, run_one, table)

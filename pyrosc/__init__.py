@@ -22,6 +22,8 @@ from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.compare import compare
 from pyrosc.tools.predict import predict
+from pyrosc.tools.surgery import surgery
+from pyrosc.tools.transfer import transfer_labels
 from pyrosc.train import Plan, TrainingError
 
 try:
@@ -60,4 +62,6 @@ __all__ = [
     "predict",
     "save",
     "simulate",
+    "surgery",
+    "transfer_labels",
 ]

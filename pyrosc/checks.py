@@ -22,6 +22,7 @@ from pyrosc.infer.structure import prototype, sites_of_cells
 from pyrosc.models.base import Model
 from pyrosc.nn import CategoryTable
 from pyrosc.simulate import design_for
+from pyrosc.tools.surgery import surgery
 
 
 class ContractError(AssertionError):
@@ -192,6 +193,33 @@ def several_draws_at_once(case: Case) -> None:
         assert dataset.n_obs >= 5
 
 
+def surgery_keeps_the_reference(case: Case) -> None:
+    """A query with new categories trains rows of its own, and moves nothing of the reference."""
+    fields = case.cls.fields(**case.options).values()
+    if {f.source for f in fields} != {MAIN} or any(f.kind == "index" or f.modality for f in fields):
+        return
+    if not any(f.kind in ("categorical", "categoricals") for f in fields):
+        return
+    model = case.fitted()
+    if model.per_cell_guide:
+        return
+    reference, query = model.home(), model.home().copy()
+    for state in model.registry.fields.values():
+        if state.kind in ("categorical", "categoricals"):
+            for key in state.keys:
+                query.obs[key] = "of the query"
+    mapped = surgery(model, query, decoder_only=True, labels=True)
+    before = {k: v.clone() for k, v in mapped.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mapped.fit(2, batch_size=20, progress=False, device="cpu")
+    assert any(not torch.equal(v, before[k]) for k, v in mapped.state_dict().items()), "nothing was learned"
+    sites = sites_of_cells(model)
+    expected, found = model.posterior(sites, adata=reference), mapped.posterior(sites, adata=reference)
+    for site in sites:
+        assert np.array_equal(expected[site], found[site]), f"'{site}' of the reference moved"
+
+
 #: Every check, in the order in which they run.
 CHECKS: tuple[Callable[[Case], None], ...] = (
     signatures_agree,
@@ -206,6 +234,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     fit_lowers_the_loss,
     categories_live_in_tables,
     several_draws_at_once,
+    surgery_keeps_the_reference,
 )
 
 

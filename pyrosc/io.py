@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pyrosc.data import MAIN, DataError, Dataset, Registry, preflight
 from pyrosc.data.errors import listed
+from pyrosc.tools.surgery import Surgery
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from pyrosc.models.base import Model
 
 #: Version of the format that `save` writes.
-FORMAT = 1
+FORMAT = 2
 #: Changes that bring a file of one version to the next: version found to function of its JSON.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda meta: meta | {"format": 2, "surgery": None}
+}
 
 _PARAMETERS, _MODEL = "params.safetensors", "model.json"
 
@@ -99,6 +102,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "config": model.config,
         "registries": {s: r.to_dict() for s, r in model.registries.items()},
         "n_train": model.n_train,
+        "surgery": None if model.surgery is None else model.surgery.to_dict(),
         "split": {s: [a.tolist() for a in parts] for s, parts in model.split.items()},
         "history": None if history is None else history.reset_index().to_dict("list"),
         "versions": versions(),
@@ -159,6 +163,8 @@ def load(path: str | Path, adata: AnnData | None = None, *, cls: type[Model] | N
         one = next(iter(registries.values())) if list(registries) == ["main"] else registries
         model: Model = cls(one, **meta["config"])
         model.setup()
+    if meta["surgery"] is not None:
+        Surgery.from_dict(meta["surgery"]).apply(model)
     model.load_state_dict(load_file(path / _PARAMETERS))
     model.n_train = meta["n_train"]
     model.datasets = datasets

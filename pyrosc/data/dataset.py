@@ -29,6 +29,11 @@ class Dataset:
     owner
         Name of the model, for messages.
 
+    Attributes
+    ----------
+    present
+        By counts field, which of the model's genes the data have, (g,) bool; of fields that lack some.
+
     Raises
     ------
     DataError
@@ -51,6 +56,9 @@ class Dataset:
             else:
                 self._columns[name] = self._encode(data, name, state)
         self._fingerprints = {n: m.fingerprint() for n, m in self.matrices.items()}
+        self.present = {
+            n: torch.from_numpy(m.present) for n, m in self.matrices.items() if m.present is not None
+        }
 
     def __len__(self) -> int:
         return self.n_obs
@@ -122,7 +130,7 @@ class Dataset:
             ]
             return codes[0] if kind == "categorical" else np.stack(codes, axis=1)
         if kind == "labels":
-            if state.keys[0] not in adata.obs:  # query data need no labels
+            if state.withheld or state.keys[0] not in adata.obs:  # query data need no labels
                 return np.full(n, -1, np.int64)
             return enc.encode(enc.category_names(adata.obs[state.keys[0]]), state.categories[0])
         if kind in ("protein", "mask", "values"):
@@ -213,11 +221,12 @@ def _take(adata: Any, state: FieldState) -> np.ndarray | None:
         twice = adata.var_names[adata.var_names.duplicated()]
         raise DataError(f"var_names are not unique ({listed(twice)}); call adata.var_names_make_unique()")
     position = {n: i for i, n in enumerate(names)}
-    absent = [n for n in state.names if n not in position]
+    may_lack = set(state.missing)
+    absent = [n for n in state.names if n not in position and n not in may_lack]
     if absent:
         raise DataError(
             f"the data lack {len(absent):,} of the {len(state.names):,} genes of the model: "
             f"{listed(absent)}. Genes are matched by var_names; check that they are of the same kind "
             "(symbols or Ensembl ids)"
         )
-    return np.array([position[n] for n in state.names], dtype=np.int64)
+    return np.array([position.get(n, -1) for n in state.names], dtype=np.int64)

@@ -23,6 +23,11 @@ def rows_key(source: str) -> str:
     return "_rows" if source == MAIN else f"_rows_{source}"
 
 
+def present_key(field: str) -> str:
+    """Name under which a minibatch carries which genes of a counts field the data have."""
+    return f"_present_{field}"
+
+
 def load_batch(
     datasets: Mapping[str, Dataset], rows: Mapping[str, np.ndarray], device: torch.device
 ) -> dict[str, Tensor]:
@@ -39,6 +44,7 @@ def load_batch(
             batch |= {k: v.to(device, non_blocking=True) for k, v in dataset.columns(index).items()}
             for name, matrix in dataset.matrices.items():
                 batch[name] = _dense_on(sp.csr_matrix(matrix.sparse_rows(index)), device)
+        batch |= {present_key(name): which.to(device) for name, which in dataset.present.items()}
         batch[rows_key(source)] = torch.from_numpy(index).to(device)
     return batch
 

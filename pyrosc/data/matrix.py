@@ -20,12 +20,22 @@ class Matrix:
         CSR or CSC (matrix or array), dense, an h5py or zarr array, or anndata's sparse data set on disk.
         In memory, other sparse formats are converted to CSR once, since minibatches are rows.
     take
-        (g,) positions of the wanted columns; None keeps all in their order.
+        (g,) positions of the wanted columns, -1 for one that the source lacks, which is zero; None keeps all
+        in their order.
+
+    Attributes
+    ----------
+    present
+        (g,) bool, which columns the source has; None where it has all.
     """
 
     def __init__(self, source: Any, take: np.ndarray | None = None) -> None:
         n_columns = source.shape[1] if take is None else len(take)
         self.shape: tuple[int, int] = (int(source.shape[0]), int(n_columns))
+        self.present: np.ndarray | None = None
+        if take is not None and (take < 0).any():
+            self.present = take >= 0
+            take = take[self.present]
         self._nonzeros = int(source.nnz) if sp.issparse(source) else None
         if sp.issparse(source) and source.format != "csr":
             if take is not None:  # columns first: fewer values to convert
@@ -46,21 +56,33 @@ class Matrix:
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Rows `index` as (len(index), g) float32, in the order of `index`."""
         if self._take is not None and isinstance(self._source, np.ndarray):
-            return self._source[np.ix_(index, self._take)].astype(np.float32)
+            return self._padded(self._source[np.ix_(index, self._take)].astype(np.float32))
         part = self._read(index)
         if sp.issparse(part):
             if self._take is not None:
                 part = part[:, self._take]
             if part.dtype != np.float32:
                 part = part.astype(np.float32)
-            return part.toarray()
+            return self._padded(part).toarray() if self.present is not None else part.toarray()
         out = np.asarray(part, dtype=np.float32)
-        return out if self._take is None else np.ascontiguousarray(out[:, self._take])
+        return self._padded(out if self._take is None else np.ascontiguousarray(out[:, self._take]))
 
     def sparse_rows(self, index: np.ndarray) -> sp.csr_matrix:
         """Rows `index` as CSR, in the order of `index`."""
         part = sp.csr_matrix(self._read(index))
-        return part if self._take is None else part[:, self._take]
+        return self._padded(part if self._take is None else part[:, self._take])
+
+    def _padded(self, block: Any) -> Any:
+        """Rows with columns of zeros where the source lacks some."""
+        if self.present is None:
+            return block
+        at, shape = np.flatnonzero(self.present), (block.shape[0], len(self.present))
+        if sp.issparse(block):
+            block = block.tocsr()
+            return sp.csr_matrix((block.data, at[block.indices], block.indptr), shape)
+        out = np.zeros(shape, block.dtype)
+        out[:, at] = block
+        return out
 
     def _read(self, index: np.ndarray) -> Any:
         if not self.on_disk:
@@ -104,7 +126,7 @@ class Matrix:
             block = self._source[start : start + size]
             if self._take is not None:
                 block = block[:, self._take]
-            yield start, block if sp.issparse(block) else np.asarray(block)
+            yield start, self._padded(block if sp.issparse(block) else np.asarray(block))
 
 
 @dataclass

@@ -40,6 +40,10 @@ class FieldState:
         For a mask: the field that it masks; for a total: the counts that it sums.
     n_summed
         For a total: number of genes that were summed.
+    missing
+        Names of features that some data may lack (of a query): they are zero there, and not observed.
+    withheld
+        For labels: whether all cells are taken as unlabelled, whatever the column holds.
     """
 
     kind: str
@@ -53,6 +57,8 @@ class FieldState:
     unlabeled: str | None = None
     of: str | None = None
     n_summed: int = 0
+    missing: tuple[str, ...] = ()
+    withheld: bool = False
 
     @property
     def where(self) -> str:
@@ -162,6 +168,10 @@ class Registry:
         }
         return replace(self, fields=states)
 
+    def with_fingerprints(self, fingerprints: Mapping[str, Mapping[str, Any]]) -> Registry:
+        """The same with the fingerprints of its matrices."""
+        return replace(self, fingerprints=dict(fingerprints))
+
     # -- making one -----------------------------------------------------------------------------------
 
     @classmethod
@@ -242,13 +252,27 @@ class Registry:
             obs_names=tuple(map(str, data.obs_names)) if needs_names else None,
         )
 
-    def extend(self, data: Any) -> Registry:
+    def extend(self, data: Any, *, labels: bool = True, missing: bool = False) -> Registry:
         """The same fields for query data: categories not seen before are appended, codes stay.
 
         Labels are not extended: a label that the model was not trained on is unlabelled to it.
+
+        Parameters
+        ----------
+        data
+            AnnData or MuData of the query.
+        labels
+            Whether the query's labels are used; False takes all of its cells as unlabelled.
+        missing
+            Whether the query may lack genes, which are then remembered.
         """
         states = {}
         for name, state in self.fields.items():
+            if state.kind == "counts" and missing:
+                has = set(map(str, enc.part(data, state.modality).var_names)) - set(state.missing)
+                state = replace(state, missing=tuple(g for g in state.names if g not in has))
+            if state.kind == "labels":
+                state = replace(state, withheld=not labels)
             if state.kind in ("categorical", "categoricals") and state.given:
                 adata = enc.part(data, state.modality)
                 grown = []

@@ -8,6 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyrosc.data.schema import MAIN
 
@@ -73,6 +74,39 @@ class Anneal(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if is_latent(msg) and (self.sites is None or msg["name"] in self.sites):
             msg["scale"] = msg["scale"] * self.weight
+
+
+class Measured(Messenger):
+    """Leave features that the data lack out of the likelihood.
+
+    At each site that observes a matrix of counts, the terms of the columns that were not measured are masked.
+
+    Parameters
+    ----------
+    values
+        By argument name of the model: the matrix (n, g) as the model gets it, and which columns were
+        measured, (g,) bool.
+
+    Attributes
+    ----------
+    sites
+        Names of the sites found to observe each matrix.
+    """
+
+    def __init__(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.values = values
+        self.sites: dict[str, set[str]] = {name: set() for name in values}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if not is_observed(msg) or not isinstance(fn, Independent) or fn.base_dist.event_shape:
+            return
+        for name, (x, measured) in self.values.items():
+            if msg["value"] is x or msg["name"] == name:
+                base: Any = fn.base_dist
+                msg["fn"] = base.mask(measured).to_event(fn.reinterpreted_batch_ndims)
+                self.sites[name].add(msg["name"])
 
 
 class Means(Messenger):

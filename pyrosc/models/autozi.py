@@ -119,7 +119,7 @@ class AUTOZI(SCVI):
 
     def concentrations(self) -> tuple[Tensor, Tensor]:
         """α and β of q(δ), each (g,) or (categories, g)."""
-        raw = [p.rows if isinstance(p, CategoryTable) else p() for p in (self.alpha, self.beta)]
+        raw = [p.all_rows() if isinstance(p, CategoryTable) else p() for p in (self.alpha, self.beta)]
         logs = (math.log(s) + _GAIN * r for s, r in zip(self.start, raw, strict=True))
         alpha, beta = (log.clamp(*map(math.log, _BOUNDS)).exp() for log in logs)
         return alpha, beta

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
 from pyrosc.data.genes import shared_genes
-from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, rows_key
+from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, present_key, rows_key
 from pyrosc.data.loader import cut
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.infer.guides import Amortized
-from pyrosc.infer.handlers import Anneal, Record, cells_plate
+from pyrosc.infer.handlers import Anneal, Measured, Record, cells_plate
 from pyrosc.infer.posterior import collect, stream
 from pyrosc.infer.structure import enumerated_sites, latent_sites, prototype
 from pyrosc.io import load, save
 from pyrosc.models.build import Built, reject_unknown
 from pyrosc.models.describe import describe, summary
 from pyrosc.models.results import Results
+from pyrosc.tools.surgery import Surgery, surgery
 from pyrosc.train.loop import fit
 from pyrosc.train.plan import Plan
 
@@ -84,6 +85,8 @@ class Model(nn.Module, Results, metaclass=Built):
         Training record, one row per epoch; None before `fit`.
     restarts
         Held-out marginal likelihood (nats per cell) of each fit of ``fit(n_restarts=)``.
+    surgery
+        What is kept of the reference, for models that `pyrosc.surgery` made; None for others.
     """
 
     elbo: ELBO = PathwiseELBO()
@@ -100,7 +103,7 @@ class Model(nn.Module, Results, metaclass=Built):
     config: dict[str, Any]
     n_train: dict[str, int]
     auto_guide: nn.Module
-    per_cell_guide: bool
+    per_cell_guide: bool = False
     _rows: dict[str, Tensor]
     _latents: dict[str, bool]
     _summed_out: set[str]
@@ -110,6 +113,7 @@ class Model(nn.Module, Results, metaclass=Built):
         self.datasets: dict[str, Dataset] = {}
         self.history: pd.DataFrame | None = None
         self.restarts: list[float] | None = None
+        self.surgery: Surgery | None = None
         self.split: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     # -- what a subclass writes -----------------------------------------------------------------------
@@ -124,6 +128,12 @@ class Model(nn.Module, Results, metaclass=Built):
 
     def initialize(self, data: Dataset | dict[str, Dataset]) -> None:
         """Data-dependent starting values; called once by `from_anndata`, never by `load`."""
+
+    def initialize_query(self, data: Dataset) -> None:
+        """Data-dependent values of the categories that a query brings; called once by `pyrosc.surgery`.
+
+        Their rows are at the mean of the others already, and come after those (`CategoryTable.row`).
+        """
 
     def starting_values(self) -> dict[str, Tensor]:
         """Starting values of latent sites, by name, for guides made from the model and for MCMC."""
@@ -299,7 +309,7 @@ class Model(nn.Module, Results, metaclass=Built):
         for source, own_genes in (genes or {}).items():  # type: ignore[union-attr]  # no str any more
             registries[source] = registries[source].restrict(own_genes)
         datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
-        registries = {s: _with_fingerprints(r, datasets[s]) for s, r in registries.items()}
+        registries = {s: r.with_fingerprints(datasets[s].fingerprints()) for s, r in registries.items()}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self: Self = cls(registries[MAIN] if sources == [MAIN] else registries, **options)
@@ -309,6 +319,31 @@ class Model(nn.Module, Results, metaclass=Built):
             self.setup()
             self.initialize(datasets[MAIN] if sources == [MAIN] else datasets)
         return self.eval()
+
+    @classmethod
+    def from_reference(cls, reference: Model | str | Path, query: AnnData, **options: Any) -> Self:
+        """A model for query cells from one that was trained on a reference; see `pyrosc.surgery`.
+
+        Parameters
+        ----------
+        reference
+            Trained model, or the folder of one.
+        query
+            Cells.
+        **options
+            Of `pyrosc.surgery`.
+        """
+        model = reference if isinstance(reference, Model) else load(reference, cls=cls)
+        if not isinstance(model, cls):
+            raise TypeError(f"the reference is a {type(model).__name__}, not a {cls.__name__}")
+        return surgery(model, query, **options)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what surgery keeps of a reference is never in training mode."""
+        super().train(mode)
+        if mode and self.surgery is not None:
+            self.surgery.keep_still(self)
+        return self
 
     def setup(self) -> Self:
         """Make every parameter exist (guides made from a model need one pass), with two made-up cells."""
@@ -356,20 +391,36 @@ class Model(nn.Module, Results, metaclass=Built):
 
     @contextmanager
     def minibatch(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Tell `cells` which rows of the training data the arguments are."""
+        """Tell `cells` which rows of the training data the arguments are; leave out what was not measured."""
         rows = {s: batch[rows_key(s)] for s in self.registries if rows_key(s) in batch}
-        outer = getattr(self, "_rows", {})
-        object.__setattr__(self, "_rows", rows)
+        present = {n: batch[present_key(n)] for n in batch if present_key(n) in batch}
+        if self.surgery is not None and self.surgery.missing_genes == "zero":
+            present = {}
+        outer = getattr(self, "_rows", {}), getattr(self, "_present", {})
         token = _CURRENT.set(self)
         try:
-            yield
+            object.__setattr__(self, "_rows", rows)
+            object.__setattr__(self, "_present", present)
+            with (
+                Measured({n: (batch[n], which) for n, which in present.items()}) if present else nullcontext()
+            ):
+                yield
         finally:
             _CURRENT.reset(token)
-            object.__setattr__(self, "_rows", outer)
+            object.__setattr__(self, "_rows", outer[0])
+            object.__setattr__(self, "_present", outer[1])
+
+    def measured(self, field: str) -> Tensor | None:
+        """Which genes of a counts field the cells of the minibatch at hand have, (g,) bool; None for all.
+
+        The others are zero, and their likelihood is left out; see `pyrosc.surgery`.
+        """
+        present: dict[str, Tensor] = getattr(self, "_present", {})
+        return present.get(field)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The arguments of model and guide in a minibatch."""
-        return {k: v for k, v in batch.items() if not k.startswith("_rows")}
+        return {k: v for k, v in batch.items() if not k.startswith("_")}
 
     def loss(
         self, batch: Mapping[str, Tensor], kl_weight: float = 1.0, record: Record | None = None
@@ -537,8 +588,3 @@ class Model(nn.Module, Results, metaclass=Built):
     def describe(self) -> str:
         """Sites, plates and shapes of model and guide, for authors."""
         return describe(self)
-
-
-def _with_fingerprints(registry: Registry, dataset: Dataset) -> Registry:
-    values = registry.to_dict() | {"fingerprints": dataset.fingerprints()}
-    return Registry.from_dict(values)

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyrosc.data.errors import listed
 from pyrosc.data.inputs import apply_do, as_rows, encode_do
@@ -393,7 +395,9 @@ def _counts_site(model: Model) -> str:
 
 def _parameters(site: Any) -> dict[str, Tensor]:
     """Parameters of a site's law by name."""
-    law = getattr(site, "base_dist", site)
+    law = site
+    while isinstance(law, (Independent, MaskedDistribution)):
+        law = law.base_dist
     if hasattr(law, "parameters"):
         return law.parameters()
     return {name: getattr(law, name) for name in law.arg_constraints}

@@ -180,7 +180,7 @@ class SCVI(Model):
             pyro.deterministic("rho", log_rho.exp(), event_dim=1)
             log_theta = self._log_theta(decoded.hidden, batch, labels)
             zi_logits = self._zi_logits(decoded.zi_logits, shared, batch, labels)
-            law = self._law(log_rho + library.unsqueeze(-1), log_theta, zi_logits)
+            law = self._law(self._of_measured(log_rho) + library.unsqueeze(-1), log_theta, zi_logits)
             pyro.sample("x", law.to_event(1), obs=x)
 
     def guide(
@@ -240,6 +240,13 @@ class SCVI(Model):
         """Log of expression: a share of the cell's transcripts or, with a size factor, any positive rate."""
         return F.softplus(logits).log() if self.registry.given("size_factor") else logits.log_softmax(-1)
 
+    def _of_measured(self, log_rho: Tensor) -> Tensor:
+        """Log shares of the genes that the cells were measured for: library sizes count those alone."""
+        measured = self.measured("x")
+        if measured is None or self.registry.given("size_factor"):
+            return log_rho
+        return log_rho - log_rho.masked_fill(~measured, -torch.inf).logsumexp(-1, keepdim=True)
+
     def _log_theta(self, hidden: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         if self.dispersion == "gene-cell":
             return self.log_theta(hidden)
@@ -286,12 +293,23 @@ class SCVI(Model):
             if not self.registry.given("size_factor") and self.gene_likelihood != "normal":
                 self.scale_head.bias.copy_(torch.as_tensor(np.log(shares / shares.sum())))
             if not self.observed_library:
-                codes, totals = data.codes("batch"), np.log(summary.cell_sums)
-                for i in range(self.registry.n_categories("batch")):
-                    here = totals[codes == i]
-                    self.library_prior.rows[i] = torch.tensor([here.mean(), max(here.var(), 1e-4)])
+                totals = np.log(summary.cell_sums)
+                self._library_priors(data, 0)
                 self.library_encoder.loc.bias.fill_(float(totals.mean()))
                 self.library_encoder.log_variance.bias.fill_(float(np.log(max(totals.var(), 1e-4))))
+
+    def initialize_query(self, data: Dataset) -> None:
+        """Priors of the library per new batch."""
+        if not self.observed_library:
+            self._library_priors(data, len(self.library_prior.rows))
+
+    def _library_priors(self, data: Dataset, first: int) -> None:
+        """Mean and variance of the log library of the batches from `first` on, from their cells."""
+        codes, totals = data.codes("batch"), np.log(data.summary("x").cell_sums)
+        with torch.no_grad():
+            for i in range(first, self.library_prior.n_categories):
+                here = totals[codes == i]
+                self.library_prior.row(i).copy_(torch.tensor([here.mean(), max(here.var(), 1e-4)]))
 
     def support(self) -> dict[str, str]:
         """The Normal likelihood takes any real numbers."""

@@ -238,7 +238,7 @@ class SpatialStereoscope(Model):
         position = {g: i for i, g in enumerate(every)}
         columns = [position[g] for g in known_genes]
         with torch.no_grad():
-            self.W.copy_(rna_model.W.rows[[known.index(c) for c in types]][:, columns])
+            self.W.copy_(rna_model.W.all_rows()[[known.index(c) for c in types]][:, columns])
             self.o.copy_(rna_model.o[columns])
             counts = self.o.exp() * F.softplus(self.beta)  # of one v, at the start
             per_type = (F.softplus(self.W) @ counts).mean()

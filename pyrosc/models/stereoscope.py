@@ -51,7 +51,7 @@ class RNAStereoscope(Model):
 
     def model(self, x: Counts, labels: Labels) -> None:
         """p(x | y): x (n, g) counts, labels (n,) codes."""
-        log_profile = F.embedding(labels.clamp(min=0), _log_softplus(self.W.rows))
+        log_profile = F.embedding(labels.clamp(min=0), _log_softplus(self.W.all_rows()))
         known: Any = labels >= 0
         with self.cells(x), poutine.mask(mask=known):
             log_total = x.sum(-1, keepdim=True).log() + log_profile
@@ -94,7 +94,7 @@ class RNAStereoscope(Model):
             (types, genes).
         """
         with torch.no_grad():
-            values = (self.o.exp() * F.softplus(self.W.rows)).cpu().numpy()
+            values = (self.o.exp() * F.softplus(self.W.all_rows())).cpu().numpy()
         names = list(self.registry.categories("labels"))
         return pd.DataFrame(values, index=names, columns=list(self.registry.var_names()))
 

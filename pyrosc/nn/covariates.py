@@ -7,7 +7,7 @@ each category's numbers in one place, so that a new category is a new row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ class CategoryTable(nn.Module):
         Shape of a row.
     init
         Fills the (n_categories, *shape) rows in place. Default: zeros.
+
+    Attributes
+    ----------
+    rows
+        The parameter; after `fix` its first rows only.
+    added
+        After `fix`: the other rows, a parameter of its own. None otherwise.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class CategoryTable(nn.Module):
         super().__init__()
         self.field, self.key, self.shape = field, key, tuple(shape)
         self.rows = nn.Parameter(torch.zeros(n_categories, *shape))
+        self.added: nn.Parameter | None = None
         if init is not None:
             with torch.no_grad():
                 init(self.rows)
@@ -51,12 +59,54 @@ class CategoryTable(nn.Module):
     @property
     def n_categories(self) -> int:
         """Number of rows."""
-        return self.rows.shape[0]
+        return len(self.rows) + (0 if self.added is None else len(self.added))
+
+    def all_rows(self) -> Tensor:
+        """Every row, (n_categories, *shape)."""
+        return self.rows if self.added is None else torch.cat([self.rows, self.added])
+
+    def row(self, code: int) -> Tensor:
+        """The row of a category, (*shape), to be read or (without gradient) written to."""
+        if self.added is None or code < len(self.rows):
+            return self.rows[code]
+        return self.added[code - len(self.rows)]
+
+    def fix(self, n: int) -> None:
+        """Keep the first `n` rows as they are; the others, if any, stay trainable where they were.
+
+        What is saved and loaded (``state_dict``) is the table as a whole, whether its rows are fixed or not.
+        """
+        trainable, every = self.rows.requires_grad, self.all_rows().detach()
+        self.rows = nn.Parameter(every[:n].clone(), requires_grad=False)
+        self.added = nn.Parameter(every[n:].clone(), requires_grad=trainable) if n < len(every) else None
 
     def forward(self, codes: Tensor) -> Tensor:
         """Rows of the codes: (...,) int64 to (..., *shape)."""
-        flat = F.embedding(codes, self.rows.reshape(self.n_categories, -1))
+        flat = F.embedding(codes, self.all_rows().reshape(self.n_categories, -1))
         return flat.reshape(*codes.shape, *self.shape)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        rows = self.all_rows()
+        destination[prefix + "rows"] = rows if keep_vars else rows.detach()
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, strange: Any, errors: Any
+    ) -> None:
+        if self.added is None:
+            super()._load_from_state_dict(state, prefix, metadata, strict, missing, strange, errors)
+            return
+        rows = state.get(prefix + "rows")
+        if rows is None:
+            missing.append(prefix + "rows")
+        elif rows.shape != (self.n_categories, *self.shape):
+            errors.append(
+                f"size mismatch for {prefix}rows: {tuple(rows.shape)} in the file, "
+                f"{(self.n_categories, *self.shape)} in the model"
+            )
+        else:
+            with torch.no_grad():
+                self.rows.copy_(rows[: len(self.rows)])
+                self.added.copy_(rows[len(self.rows) :])
 
     def extra_repr(self) -> str:
         """Shown in repr(model)."""

@@ -118,7 +118,7 @@ def _check(models: Mapping[str, Model]) -> None:
         if model.history is None:
             raise ValueError(f"{name} is not trained; call fit() first")
         model.dataset()  # has data, and they are those it was made with
-        if getattr(model, "per_cell_guide", False) or not len(model.validation_indices):
+        if model.per_cell_guide or not len(model.validation_indices):
             raise ValueError(f"{name} was trained on all cells; there is no held-out one to compare by")
     first, *others = models
     for name in others:

@@ -185,7 +185,7 @@ class Droplets(Dataset):
         simulated = [f"simulated_{i}" for i in range(len(pairs.first))]
         self.obs_names = pd.Index([*map(str, cells.obs_names[rows]), *simulated])
         self.matrices: dict[str, Matrix] = {n: _Sums(m, rows, pairs, seed) for n, m in cells.matrices.items()}
-        self._summaries, self._fingerprints = {}, {}
+        self._summaries, self._fingerprints, self.present = {}, {}, cells.present
         first, second = rows[pairs.first], rows[pairs.second]
         totals = next(iter(cells.matrices.values())).row_sums()
         share = (totals[second] / (totals[first] + totals[second])).astype(np.float32)

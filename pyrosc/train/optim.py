@@ -105,7 +105,7 @@ def _adam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
 def _cell_parameters(model: Model) -> list[nn.Parameter]:
     """Parameters with a row per cell: of `CellTable` blocks, and of AutoGuides over local sites."""
     found = [m.rows for m in model.modules() if isinstance(m, CellTable)]
-    if getattr(model, "per_cell_guide", False):
+    if model.per_cell_guide:
         local = set(model.latent_sites(local=True))
         n = set(model.n_train.values())
         for name, parameter in model.auto_guide.named_parameters():

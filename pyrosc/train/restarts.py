@@ -37,6 +37,8 @@ def fit_restarts(model: Model, n_restarts: int, arguments: dict[str, Any]) -> Mo
         raise ValueError("restarts are not checkpointed; leave out checkpoint= or n_restarts=")
     if model.history is not None:
         raise ValueError("restarts begin anew, and this model is trained already; make a new one")
+    if model.surgery is not None:
+        raise ValueError("a model of surgery starts where its reference ended; leave out n_restarts=")
     if list(model.registries) != [MAIN]:
         raise ValueError("n_restarts is for models of one data source")
     arguments = arguments | {"callbacks": list(arguments["callbacks"])}

@@ -26,7 +26,7 @@ def choose_rows(
     seed: int,
     asked: bool,
 ) -> None:
-    per_cell = getattr(model, "per_cell_guide", False) or any(
+    per_cell = model.per_cell_guide or any(
         s.kind == "index" for r in model.registries.values() for s in r.fields.values()
     )
     if per_cell:

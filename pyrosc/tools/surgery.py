@@ -1,0 +1,300 @@
+"""Reference-query surgery: a trained model learns new batches and forgets nothing (scArches)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pyro import poutine
+
+from pyrosc.data import MAIN, DataError, Dataset, Registry, preflight
+from pyrosc.data.encode import part
+from pyrosc.data.errors import listed, one_of, warn
+from pyrosc.data.inputs import dummy_batch
+from pyrosc.infer.handlers import Measured, is_latent, is_local
+from pyrosc.nn import CategoryTable
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from pyrosc.models.base import Model
+
+#: Share of the reference's genes below which the user is told.
+_OVERLAP = 0.8
+#: How the query trains: few numbers move, so that few steps are enough, at a higher rate.
+_PLAN: dict[str, Any] = {"steps": 300, "min_epochs": 10, "max_epochs": 100, "lr": 2e-2, "warmup": 0.0}
+_PLAN |= {"weight_decay": 0.0}
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What a model keeps of its reference.
+
+    Attributes
+    ----------
+    fixed
+        By name of each table of categories, how many of its rows are the reference's.
+    free
+        Names of submodules and parameters that train beside the new rows.
+    missing_genes
+        Whether genes that cells lack are left out of their likelihood (``"mask"``) or zero counts
+        (``"zero"``).
+    """
+
+    fixed: Mapping[str, int]
+    free: tuple[str, ...] = ()
+    missing_genes: str = "mask"
+
+    def apply(self, model: Model) -> None:
+        """Make the new rows, and what is free, all that trains."""
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        for name, n in self.fixed.items():
+            _table(model, name).fix(n)
+        for name, parameter in model.named_parameters():
+            table, _, last = name.rpartition(".")
+            added = last == "added" and table in self.fixed
+            was_trainable = parameter.requires_grad if added else name in trainable
+            parameter.requires_grad_(was_trainable and (added or self.frees(name)))
+        model.surgery = self
+
+    def frees(self, name: str) -> bool:
+        """Whether a submodule or parameter is among those that train beside the new rows."""
+        return any(name == f or name.startswith(f + ".") for f in self.free)
+
+    def keep_still(self, model: Model) -> None:
+        """While the query trains: no dropout, no moving averages in what is the reference's."""
+        for name, module in model.named_modules():
+            if name and not self.frees(name):
+                module.training = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"fixed": dict(self.fixed)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Surgery:
+        """Inverse of `to_dict`."""
+        return cls(dict(values["fixed"]), tuple(values["free"]), values["missing_genes"])
+
+
+def surgery(
+    model: Model,
+    query: AnnData,
+    *,
+    free: Sequence[str] = (),
+    labels: bool = False,
+    decoder_only: bool = False,
+    missing_genes: Literal["mask", "zero"] = "mask",
+) -> Model:
+    """A copy of a trained model that learns the new batches of query cells, with all else as it was.
+
+    New categories of the batch and of any categorical covariate get rows of their own in each table; these
+    rows are all that trains. What the reference's cells are mapped to does not move, bit for bit, so that
+    reference and query share one latent space.
+
+    Parameters
+    ----------
+    model
+        Trained model of one data source; it is left alone. One that came from surgery itself will do.
+    query
+        Cells with the columns of ``obs`` (and layer) that the model was made with; never changed. Genes are
+        matched by name, in any order; extra ones are left out.
+    free
+        Names of submodules or parameters that train too, such as ``"encoder"``; the reference's latent
+        space then moves.
+    labels
+        Use the labels of the query, where the model reads labels; those of types that it does not know are
+        taken as unlabelled. False takes all cells as unlabelled.
+    decoder_only
+        Go on where the guide does not see the new categories (``encode_covariates=False``), so that only
+        the decoder adapts and the query's latent space is that of the reference's encoder.
+    missing_genes
+        Genes of the model that the query lacks are zero for the encoder. ``"mask"`` leaves them out of the
+        likelihood; ``"zero"`` takes the zeros for counts, as scvi-tools does.
+
+    Returns
+    -------
+    Model
+        Of the model's class, to be trained by `fit`, with a plan of its own: a tenth of the steps.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to learn: no new category, or none that the guide sees.
+    DataError
+        If the query lacks a column, or shares no gene with the model.
+
+    References
+    ----------
+    Lotfollahi et al. Mapping single-cell data to reference atlases by transfer learning. Nature
+    Biotechnology 40 (2022).
+    """
+    name = type(model).__name__
+    _check(model, name, missing_genes)
+    before = model.registry
+    _check_genes(before, query, name)
+    registry = before.extend(query, labels=labels, missing=True)
+    dataset = Dataset(query, registry, name)
+    grown = _new_categories(before, registry)
+    free = (free,) if isinstance(free, str) else tuple(free)
+    if not grown and not free:
+        raise ValueError(
+            f"the query has no category that {name} does not know already ({_categories(before)}); there is "
+            "nothing to learn: pass it to the methods of the model as adata=, or name what else should train "
+            "by free="
+        )
+    with torch.random.fork_rng():
+        new: Model = type(model)(registry.with_fingerprints(dataset.fingerprints()), **model.config)
+        new.datasets = {MAIN: dataset}
+        new.setup().eval()  # what is tried out below moves no average
+    preflight(dataset, new.support(), query=True)
+    if strange := [f for f in free if not any(k == f or k.startswith(f + ".") for k in new.state_dict())]:
+        raise ValueError(
+            f"{name} has no part {listed(strange)} to free; it has "
+            f"{listed(sorted({k.split('.')[0] for k in new.state_dict()}), 20)}"
+        )
+    fixed = _carry_over(model, new, name)
+    Surgery(fixed, free, missing_genes).apply(new)
+    new.initialize_query(dataset)
+    new.to(model.device)
+    if missing_genes == "mask":
+        _check_masked(new, dataset)
+    if not decoder_only and not free and not _guide_adapts(new):
+        raise ValueError(_cannot_adapt(model, name, grown))
+    new.plan = replace(model.plan, **_PLAN)
+    return new
+
+
+def _check(model: Model, name: str, missing_genes: str) -> None:
+    one_of("missing_genes", missing_genes, ("mask", "zero"))
+    if list(model.registries) != [MAIN]:
+        raise ValueError(f"surgery is for models of one data source; {name} reads {sorted(model.registries)}")
+    if model.history is None:
+        raise ValueError(f"this {name} is not trained; fit it on the reference first")
+    kinds = {s.kind for s in model.registry.fields.values()}
+    if "index" in kinds or model.per_cell_guide:
+        raise ValueError(
+            f"{name} has parameters of its own for each cell, and none for cells of a query; make a new "
+            "model of them"
+        )
+    if not any(s.given and s.kind in ("categorical", "categoricals") for s in model.registry.fields.values()):
+        raise ValueError(
+            f"this {name} was made without a batch or categorical covariate, so that a query brings nothing "
+            "that it could learn: make the reference with batch_key=, or pass the query to the methods of "
+            "the model as adata="
+        )
+
+
+def _check_genes(registry: Registry, query: Any, name: str) -> None:
+    for field, state in registry.fields.items():
+        if state.kind != "counts":
+            continue
+        has = set(map(str, part(query, state.modality).var_names))
+        absent = [g for g in state.names if g not in has]
+        shared = len(state.names) - len(absent)
+        if shared == 0:
+            raise DataError(
+                f"the query has none of the {len(state.names):,} genes of {name}'s '{field}' (such as "
+                f"{listed(state.names[:3], 3)}; the query has {listed(sorted(has)[:3], 3)}). Genes are "
+                "matched by var_names: are all symbols, or all Ensembl ids?"
+            )
+        if shared < _OVERLAP * len(state.names):
+            warn(
+                f"the query has {shared:,} of the {len(state.names):,} genes of {name} "
+                f"({shared / len(state.names):.0%}); missing are {listed(absent)}. The encoder takes them as "
+                "zero, and where many are missing it maps cells to the wrong place: prefer a reference of "
+                "shared genes"
+            )
+
+
+def _new_categories(before: Registry, after: Registry) -> dict[str, list[str]]:
+    """Categories that the query brings, by column."""
+    found = {}
+    for name, state in after.fields.items():
+        for key, old, new in zip(state.keys, before.fields[name].categories, state.categories, strict=False):
+            if len(new) > len(old):
+                found[key] = list(new[len(old) :])
+    return found
+
+
+def _categories(registry: Registry) -> str:
+    parts = [
+        f"obs['{key}']: {listed(names, 8)}"
+        for state in registry.fields.values()
+        if state.kind in ("categorical", "categoricals")
+        for key, names in zip(state.keys, state.categories, strict=False)
+    ]
+    return "; ".join(parts)
+
+
+def _carry_over(model: Model, new: Model, name: str) -> dict[str, int]:
+    """Copy all weights; new rows start at the mean of those there are. Returns the number of old rows."""
+    values, state = model.state_dict(), new.state_dict()
+    fixed: dict[str, int] = {}
+    for path, table in new.named_modules():
+        if isinstance(table, CategoryTable):
+            rows = values[f"{path}.rows"]
+            fixed[path] = len(rows)
+            more = rows.mean(0, keepdim=True).expand(table.n_categories - len(rows), *rows.shape[1:])
+            values[f"{path}.rows"] = torch.cat([rows, more])
+    if bad := sorted(k for k in state if k not in values or values[k].shape != state[k].shape):
+        raise ValueError(
+            f"the shape of {listed(bad)} of {name} follows the number of categories, and surgery extends "
+            "only rows of a CategoryTable; keep such numbers in one (pyrosc.nn.CategoryTable)"
+        )
+    new.load_state_dict(values)
+    return fixed
+
+
+def _check_masked(model: Model, dataset: Dataset) -> None:
+    """Whether the sites that observe counts with missing genes can leave them out."""
+    if not dataset.present:
+        return
+    batch = dummy_batch(model.registries, model.device)
+    measured = Measured({n: (batch[n], which) for n, which in dataset.present.items()})
+    with torch.random.fork_rng(), torch.no_grad(), poutine.block(), model.minibatch(batch), measured:
+        model.model(**model.inputs(batch))
+    if unseen := [n for n, sites in measured.sites.items() if not sites]:
+        raise DataError(
+            f"the query lacks genes, and no site of {type(model).__name__} observes {listed(unseen)} gene by "
+            "gene (a law in .to_event(1)) from which they could be left out; pass missing_genes='zero' to "
+            "take them as zero counts, or a query with all genes"
+        )
+
+
+def _guide_adapts(model: Model) -> bool:
+    """Whether what trains moves the guide's local sites."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    batch = dummy_batch(model.registries, model.device)
+    with torch.random.fork_rng(), torch.enable_grad(), model.minibatch(batch):
+        nodes: Any = poutine.trace(model.guide).get_trace(**model.inputs(batch)).nodes
+    values = [s["value"] for s in nodes.values() if is_latent(s) and is_local(s) and s["value"].requires_grad]
+    if not values or not trainable:
+        return False
+    total = torch.stack([v.sum() for v in values]).sum()
+    return any(g is not None for g in torch.autograd.grad(total, trainable, allow_unused=True))
+
+
+def _cannot_adapt(model: Model, name: str, grown: Mapping[str, Sequence[str]]) -> str:
+    how = (
+        "make the reference with encode_covariates=True"
+        if "encode_covariates" in model.config
+        else "let its guide take the batch"
+    )
+    what = "; ".join(f"obs['{key}']: {listed(new)}" for key, new in grown.items()) or "nothing new"
+    return (
+        f"the guide of this {name} does not see the batch, so that the query's new categories ({what}) "
+        f"cannot move its latent space: {how}, or pass decoder_only=True to train the decoder's rows alone, "
+        "or free= to train more"
+    )
+
+
+def _table(model: Model, name: str) -> CategoryTable:
+    table = model.get_submodule(name)
+    assert isinstance(table, CategoryTable)
+    return table
+
+
+__all__ = ["Surgery", "surgery"]
