@@ -29,10 +29,12 @@ VARIANTS = {
         {"gene_likelihood": "normal", "batch_representation": "embedding", "norm": "layer", "n_layers": 2},
         {"dispersion": "gene-label", "deeply_inject_covariates": False, "n_layers": 2},
         {"dispersion": "gene-cell"},
+        {"batch_prior": "hierarchical", "encode_covariates": True, "dispersion": "gene-batch"},
     ],
+    "SCANVI": [{}, {"batch_prior": "hierarchical", "encode_covariates": True}],
     "LinearSCVI": [
         {},
-        {"bayesian": True, "gene_likelihood": "zinb"},
+        {"bayesian": True, "gene_likelihood": "zinb", "batch_prior": "hierarchical"},
         {"decoder_norm": "batch", "batch_representation": "embedding", "dispersion": "gene-cell"},
     ],
     "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosc.data import encode as enc
-from pyrosc.data.errors import DataError, listed
+from pyrosc.data.errors import DataError, listed, warn
 from pyrosc.data.matrix import CountSummary, Matrix, summarize
 from pyrosc.data.registry import FieldState, Registry
 
@@ -125,7 +125,7 @@ class Dataset:
         adata = enc.part(data, state.modality)
         if kind in ("categorical", "categoricals"):
             codes = [
-                _known_codes(adata, key, categories, self.owner)
+                _known_codes(adata, key, categories, self.owner, state.open)
                 for key, categories in zip(state.keys, state.categories, strict=True)
             ]
             return codes[0] if kind == "categorical" else np.stack(codes, axis=1)
@@ -167,7 +167,9 @@ def _absent(kind: str, n: int) -> np.ndarray:
     return np.full(n, -1 if kind == "labels" else 0, np.int64)
 
 
-def _known_codes(adata: Any, key: str, categories: tuple[str, ...], owner: str) -> np.ndarray:
+def _known_codes(
+    adata: Any, key: str, categories: tuple[str, ...], owner: str, unseen_too: bool
+) -> np.ndarray:
     names = enc.category_names(enc.column(adata, key))
     codes = enc.encode(names, categories)
     if (codes >= 0).all():
@@ -180,6 +182,12 @@ def _known_codes(adata: Any, key: str, categories: tuple[str, ...], owner: str) 
             f"{listed(adata.obs_names[missing], 3)}); fill it in or leave these cells out"
         )
     unseen = sorted(set(names[bad]))
+    if unseen_too:
+        warn(
+            f"obs['{key}'] has categories that {owner} was not made with: {listed(unseen)}, in "
+            f"{int(bad.sum()):,} cells; they are predicted from the prior over categories"
+        )
+        return np.where(bad, len(categories), codes)
     raise DataError(
         f"obs['{key}'] has categories that {owner} was not made with: {listed(unseen)}, in "
         f"{int(bad.sum()):,} cells (first: {listed(adata.obs_names[bad], 3)}). It knows "

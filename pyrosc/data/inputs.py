@@ -101,7 +101,7 @@ def encode_do(registry: Registry, do: Mapping[str, Any] | None, n: int) -> dict[
         Registered fields.
     do
         Value by argument name, column name, or keyword's column: a category name or number for all cells,
-        or one per cell.
+        or one per cell. None is a category that is not known, of fields that are open to those.
     n
         Number of cells.
 
@@ -121,7 +121,9 @@ def encode_do(registry: Registry, do: Mapping[str, Any] | None, n: int) -> dict[
         values = np.broadcast_to(np.asarray(value, dtype=object), (n,))
         if state.kind in ("categorical", "categoricals", "labels"):
             categories = state.categories[position]
-            codes = encode(category_names(pd.Series(values)), categories)
+            codes = encode(category_names(pd.Series(values, dtype=object)), categories)
+            if state.open:
+                codes = np.where([v is None for v in values], len(categories), codes)
             if (codes < 0).any():
                 bad = sorted({str(v) for v, c in zip(values, codes, strict=True) if c < 0})
                 raise DataError(f"'{name}' has no category {listed(bad)}; it has {listed(categories, 20)}")

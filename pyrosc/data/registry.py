@@ -40,6 +40,8 @@ class FieldState:
         For a mask: the field that it masks; for a total: the counts that it sums.
     n_summed
         For a total: number of genes that were summed.
+    open
+        For a categorical: whether other data may have categories that are not known (see `Field`).
     missing
         Names of features that some data may lack (of a query): they are zero there, and not observed.
     withheld
@@ -57,6 +59,7 @@ class FieldState:
     unlabeled: str | None = None
     of: str | None = None
     n_summed: int = 0
+    open: bool = False
     missing: tuple[str, ...] = ()
     withheld: bool = False
 
@@ -326,7 +329,7 @@ def _state(
     standardize: bool,
     owner: str,
 ) -> FieldState:
-    base = FieldState(spec.kind, modality=spec.modality, of=spec.of)
+    base = FieldState(spec.kind, modality=spec.modality, of=spec.of, open=spec.open)
     given = keys.get(spec.keyword) if spec.keyword else None
     if spec.kind in ("index", "mask", "total"):
         return base

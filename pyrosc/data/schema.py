@@ -69,6 +69,9 @@ class Field:
         Name of the MuData modality that holds it; None for an AnnData or for MuData's own obs.
     of
         For a mask: the argument that it masks; for a total: the counts that it sums.
+    open
+        For a categorical: whether other data may have categories that the model was not made with. Their code
+        is the number of known ones, as if all were one more.
     """
 
     kind: Kind
@@ -77,6 +80,7 @@ class Field:
     source: str = MAIN
     modality: str | None = None
     of: str | None = None
+    open: bool = False
 
     def __call__(self, **changes: Any) -> Field:
         return replace(self, **changes)

@@ -19,7 +19,7 @@ from pyrosc.data.errors import listed
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.calibration import fit_temperature
 from pyrosc.models.scvi import SCVI
-from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder
+from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder, RandomEffects
 from pyrosc.nn.layers import Norm
 from pyrosc.train.plan import Plan
 
@@ -158,8 +158,9 @@ class SCANVI(SCVI):
         """Mean and standard deviation of q(z | x)."""
         covariates = None
         if self.encode_covariates:
-            fields = ("batch", "categorical_covariates", "continuous_covariates")
-            covariates = self._covariates(*(batch[f] for f in fields))
+            rows = self._batch_rows(RandomEffects.means)
+            categorical, continuous = batch["categorical_covariates"], batch["continuous_covariates"]
+            covariates = self._covariates(batch["batch"], categorical, continuous, rows)
         x = batch["x"]
         return self.encoder(x.log1p() if self.log_input else x, covariates)
 

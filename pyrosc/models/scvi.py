@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyrosc.data import (
     ContinuousCovariates,
     Counts,
     Dataset,
+    Field,
     Labels,
     Registry,
     SizeFactor,
@@ -25,7 +27,7 @@ from pyrosc.data.errors import one_of
 from pyrosc.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.models.base import Model
-from pyrosc.nn import MLP, CategoryTable, Covariates, CovariateSpec, NormalEncoder
+from pyrosc.nn import MLP, CategoryTable, Covariates, CovariateSpec, NormalEncoder, RandomEffects
 from pyrosc.nn.layers import Norm
 
 
@@ -69,6 +71,11 @@ class SCVI(Model):
         per batch, for many batches.
     batch_embedding_dim
         Width of the embedding.
+    batch_prior
+        ``"none"``: the batches' rows are free parameters; ``"hierarchical"``: the numbers of a batch (of an
+        embedding) are latent, drawn from a Normal that is learned from all batches. A batch not seen is then
+        predicted from that Normal: other data may have batches that were not registered, and
+        ``do={"batch": None}`` decodes cells as if of such a batch.
     norm
         Normalisation of hidden layers: ``"layer"``, ``"batch"`` or ``"none"``.
     log_variational
@@ -99,6 +106,7 @@ class SCVI(Model):
         deeply_inject_covariates: bool = True,
         batch_representation: Literal["one-hot", "embedding"] = "one-hot",
         batch_embedding_dim: int = 5,
+        batch_prior: Literal["none", "hierarchical"] = "none",
         norm: Norm = "layer",
         log_variational: bool | None = None,
     ) -> None:
@@ -107,6 +115,10 @@ class SCVI(Model):
         one_of("gene_likelihood", gene_likelihood, ("zinb", "nb", "poisson", "normal"))
         one_of("latent_distribution", latent_distribution, ("normal", "ln"))
         one_of("batch_representation", batch_representation, ("one-hot", "embedding"))
+        one_of("batch_prior", batch_prior, ("none", "hierarchical"))
+        hierarchical = batch_prior == "hierarchical"
+        if hierarchical and registry.n_categories("batch") < 2:
+            raise ValueError("batch_prior='hierarchical' learns from several batches; name them: batch_key=")
         if dispersion == "gene-label" and not registry.given("labels"):
             raise ValueError("dispersion='gene-label' needs labels: labels_key=")
         n_genes = registry.n_vars()
@@ -117,12 +129,12 @@ class SCVI(Model):
         self.observed_library = use_observed_lib_size or registry.given("size_factor")
         self.encode_covariates = encode_covariates
         self.log_input = gene_likelihood != "normal" if log_variational is None else log_variational
-        embedded = batch_representation == "embedding"
-        self.embedding = (
-            CategoryTable("batch", n_batch, (batch_embedding_dim,), init=nn.init.normal_)
-            if embedded
-            else None
-        )
+        embedded = hierarchical or batch_representation == "embedding"
+        self.embedding: CategoryTable | RandomEffects | None = None
+        if hierarchical:
+            self.embedding = RandomEffects("batch_effect", "batch", n_batch, batch_embedding_dim)
+        elif embedded:
+            self.embedding = CategoryTable("batch", n_batch, (batch_embedding_dim,), init=nn.init.normal_)
         self.spec = CovariateSpec.from_registry(
             registry,
             *([] if embedded else ["batch"]),
@@ -139,15 +151,14 @@ class SCVI(Model):
         elif dispersion == "gene-label":
             self.log_theta = CategoryTable("labels", registry.n_categories("labels") + 1, (n_genes,))
         elif dispersion == "gene-batch":
-            self.log_theta = CategoryTable("batch", n_batch, (n_genes,))
+            self.log_theta = CategoryTable("batch", n_batch, (n_genes,), open=hierarchical)
         else:
             self.log_theta = GeneParameter(n_genes)
         if not self.observed_library:
             self.library_encoder = NormalEncoder(n_genes, 1, n_hidden, 1, seen, inject, norm, dropout_rate)
             # mean and variance of the log library of each batch, from its cells
-            self.library_prior = CategoryTable("batch", n_batch, (2,), init=nn.init.ones_).requires_grad_(
-                False
-            )
+            self.library_prior = CategoryTable("batch", n_batch, (2,), None, nn.init.ones_, open=hierarchical)
+            self.library_prior.requires_grad_(False)
 
     def _build_decoder(self, n_latent: int, n_hidden: int, n_layers: int, inject: bool, norm: Norm) -> int:
         """Networks of `_decode`; returns the width of `Decoded.hidden`."""
@@ -170,7 +181,8 @@ class SCVI(Model):
         continuous_covariates: ContinuousCovariates,
     ) -> None:
         """p(x, z, l): x (n, g); codes (n,), covariates (n, k) and (n, p)."""
-        covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
+        rows = self._batch_rows(RandomEffects.prior)
+        covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
         shared = self._global_prior()
         with self.cells(x):
             z = self._latent_prior(x, labels)
@@ -193,9 +205,9 @@ class SCVI(Model):
         continuous_covariates: ContinuousCovariates,
     ) -> None:
         """q(z | x) and, where the library is latent, q(l | x)."""
-        covariates = None
+        covariates, rows = None, self._batch_rows(RandomEffects.guide)
         if self.encode_covariates:
-            covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
+            covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
         features = x.log1p() if self.log_input else x
         self._global_guide()
         with self.cells(x):
@@ -277,10 +289,30 @@ class SCVI(Model):
             return Poisson(log_mean=log_mean)
         return dist.Normal(log_mean.exp(), log_theta.exp())
 
-    def _covariates(self, batch: Tensor, categorical: Tensor, continuous: Tensor) -> Covariates:
+    def _batch_rows(self, of: Callable[[RandomEffects], Tensor]) -> Tensor | None:
+        """The batches' rows of an embedding, by sampling (in the model, the guide) where they are latent."""
+        if self.embedding is None:
+            return None
+        if isinstance(self.embedding, RandomEffects):
+            return of(self.embedding)
+        return self.embedding.all_rows()
+
+    def _covariates(
+        self, batch: Tensor, categorical: Tensor, continuous: Tensor, rows: Tensor | None
+    ) -> Covariates:
         tensors = {"batch": batch, "categorical_covariates": categorical, "continuous_covariates": continuous}
-        extra = [self.embedding(batch)] if self.embedding is not None else []
-        return self.spec.pack(tensors, *extra)
+        if rows is None:
+            return self.spec.pack(tensors)
+        of_cells = F.embedding(batch, rows) if rows.ndim == 2 else rows[..., batch, :]
+        return self.spec.pack(tensors, of_cells)
+
+    @classmethod
+    def fields(cls, **options: Any) -> dict[str, Field]:
+        """As of any model; the batch is open to unseen ones where it has a prior."""
+        found = super().fields(**options)
+        if options.get("batch_prior") == "hierarchical":
+            found["batch"] = found["batch"](open=True)
+        return found
 
     # -- starting values ------------------------------------------------------------------------------
 

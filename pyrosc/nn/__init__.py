@@ -3,6 +3,7 @@
 from pyrosc.nn.committee import Committee
 from pyrosc.nn.covariates import CategoryTable, CovariateEffects, Covariates, CovariateSpec
 from pyrosc.nn.layers import MLP, CellTable, FlatBatchNorm, Layer, NormalEncoder
+from pyrosc.nn.random_effects import RandomEffects
 
 __all__ = [
     "MLP",
@@ -15,4 +16,5 @@ __all__ = [
     "FlatBatchNorm",
     "Layer",
     "NormalEncoder",
+    "RandomEffects",
 ]

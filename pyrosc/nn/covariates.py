@@ -31,6 +31,8 @@ class CategoryTable(nn.Module):
         Shape of a row.
     init
         Fills the (n_categories, *shape) rows in place. Default: zeros.
+    open
+        Whether codes may be `n_categories`, for a category that is not known: the mean of all rows.
 
     Attributes
     ----------
@@ -47,9 +49,10 @@ class CategoryTable(nn.Module):
         shape: tuple[int, ...],
         key: str | None = None,
         init: Callable[[Tensor], object] | None = None,
+        open: bool = False,
     ) -> None:
         super().__init__()
-        self.field, self.key, self.shape = field, key, tuple(shape)
+        self.field, self.key, self.shape, self.open = field, key, tuple(shape), open
         self.rows = nn.Parameter(torch.zeros(n_categories, *shape))
         self.added: nn.Parameter | None = None
         if init is not None:
@@ -82,7 +85,10 @@ class CategoryTable(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Rows of the codes: (...,) int64 to (..., *shape)."""
-        flat = F.embedding(codes, self.all_rows().reshape(self.n_categories, -1))
+        rows = self.all_rows()
+        if self.open:
+            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
+        flat = F.embedding(codes, rows.reshape(len(rows), -1))
         return flat.reshape(*codes.shape, *self.shape)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -121,7 +127,7 @@ class Covariates(NamedTuple):
     codes
         One (n,) int64 tensor per categorical covariate, in the order of `CovariateSpec.categorical`.
     values
-        (n, p) float32 continuous covariates.
+        (..., n, p) float32 continuous covariates; draws of those that the model infers are on the left.
     """
 
     codes: tuple[Tensor, ...]
@@ -161,13 +167,15 @@ class CovariateSpec(NamedTuple):
         return cls(tuple(categorical), n_continuous)
 
     def pack(self, tensors: dict[str, Tensor], *extra: Tensor) -> Covariates:
-        """Covariates of a minibatch from the model's arguments; `extra` are further (n, p) columns."""
+        """Covariates of a minibatch from the model's arguments; `extra` are further (..., n, p) columns."""
         codes = tuple(_codes(tensors, field, key) for field, key, _ in self._positions())
         values = [t if t.ndim > 1 else t[:, None] for t in tensors.values() if t.is_floating_point()]
         values += list(extra)
-        n = next(iter(tensors.values())).shape[0]
-        device = next(iter(tensors.values())).device
-        return Covariates(codes, torch.cat(values, -1) if values else torch.zeros(n, 0, device=device))
+        if not values:
+            first = next(iter(tensors.values()))
+            return Covariates(codes, torch.zeros(len(first), 0, device=first.device))
+        lead = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
+        return Covariates(codes, torch.cat([v.expand(*lead, v.shape[-1]) for v in values], -1))
 
     def _positions(self) -> list[tuple[str, int | None, int]]:
         seen: dict[str, int] = {}
