@@ -102,6 +102,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "split": {s: [a.tolist() for a in parts] for s, parts in model.split.items()},
         "history": None if history is None else history.reset_index().to_dict("list"),
         "versions": versions(),
+        "origin": model.origin,
     }
 
 
@@ -160,7 +161,7 @@ def load(path: str | Path, adata: AnnData | None = None, *, cls: type[Model] | N
         model: Model = cls(one, **meta["config"])
         model.setup()
     model.load_state_dict(load_file(path / _PARAMETERS))
-    model.n_train = meta["n_train"]
+    model.n_train, model.origin = meta["n_train"], meta.get("origin")
     model.datasets = datasets
     model.split = {s: (np.array(a, np.int64), np.array(b, np.int64)) for s, (a, b) in meta["split"].items()}
     if meta["history"] is not None:
