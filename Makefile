@@ -1,5 +1,5 @@
 # `make demo` and `make test` need nothing but Python >= 3.11: each creates .venv if it is absent,
-# installs the versions pinned in constraints.txt, and does its job.
+# installs the versions pinned in constraints.txt, and does its job. `make test-r` needs Debian or Ubuntu, too.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -11,10 +11,14 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # Two test workers with one thread each: more would only get in each other's way.
 TEST_ENV    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg
 
+# Debian's names; the docs name the versions.
+R_PACKAGES := r-base-core r-cran-reticulate r-bioc-singlecellexperiment r-cran-seurat libpython3-dev
+SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs bench-import clean
+.PHONY: help demo test test-r lint format docs bench-import clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +28,15 @@ demo: $(VENV)/.stamp-run  ## Train scVI on real PBMC counts and write results an
 
 test: lint  ## Lint, format, types, tests, doctests, executed tutorials
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-r: $(VENV)/.stamp-run  ## The code of docs/user_guide/from_r.md in R (apt-get installs what is missing)
+	@missing=$$(for p in $(R_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "Installing" $$missing; \
+	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	    apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends $$missing; \
+	fi
+	RETICULATE_PYTHON=$(abspath $(BIN)/python) $(TEST_ENV) Rscript tests/r/from_r.R docs/user_guide/from_r.md
 
 lint: $(VENV)/.stamp-test  ## Lint, format check and types only
 	$(BIN)/ruff check .

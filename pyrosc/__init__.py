@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pyrosc import data, datasets, distributions, nn, pl, simulate
+from pyrosc import convert, data, datasets, distributions, nn, pl, simulate
 from pyrosc.checks import ContractError, check_model
 from pyrosc.data import DataError, DataWarning
 from pyrosc.infer import Amortized, PathwiseELBO, auto
@@ -53,6 +53,7 @@ __all__ = [
     "cells",
     "check_model",
     "compare",
+    "convert",
     "data",
     "datasets",
     "distributions",

@@ -23,6 +23,14 @@ that --out names then holds:
 The file that --data names is read, never changed.
 """
 
+_CONVERT = """\
+Read a model that scvi-tools 1.x saved (SCVI, SCANVI or LinearSCVI) and save it as a model of pyrosc.
+
+DIR is the folder that scvi-tools wrote, with model.pt; it is read without running anything it may hold, and
+never changed. OUT is the folder to write, for pyrosc.load. Weights, options, genes, categories and the split
+into training and held-out cells are carried over; the training history is not.
+"""
+
 _EXAMPLES = """\
 examples:
   python -m pyrosc demo
@@ -89,6 +97,18 @@ def parser() -> argparse.ArgumentParser:
         "--seed", metavar="N", type=_whole(0, 2**32 - 1), default=0, help="of everything random (0)"
     )
     demo.add_argument("--no-plots", action="store_true", help="write no pictures")
+    convert = commands.add_parser(
+        "convert",
+        help="turn a model saved by scvi-tools 1.x into one of pyrosc",
+        description=_CONVERT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("source", metavar="DIR", help="folder that scvi-tools wrote")
+    convert.add_argument("target", metavar="OUT", help="folder to write")
+    convert.add_argument(
+        "--prefix", metavar="TEXT", default="", help="what the names of the files begin with"
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT already")
     return top
 
 
@@ -114,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.print_help()
         return 0
     try:
-        return _demo(options)
+        return {"demo": _demo, "convert": _convert}[options.command](options)
     except KeyboardInterrupt:
         print("pyrosc: interrupted", file=sys.stderr)
         return 130
@@ -142,6 +162,19 @@ def _demo(options: argparse.Namespace) -> int:
         return _failed(error, 2)
     except TrainingError as error:
         return _failed(error, 1)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from pyrosc.convert import from_scvi_tools
+
+    try:
+        model = from_scvi_tools(options.source, prefix=options.prefix)
+        model.save(options.target, overwrite=options.overwrite)
+    except (ValueError, OSError, RuntimeError) as error:
+        return _failed(error, 2)
+    print(model)
+    print(f"saved: pyrosc.load({options.target!r}, adata)")
     return 0
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 #: Changes that bring a file of one version to the next: version found to function of its JSON.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda meta: meta | {"format": 2, "surgery": None}
+    1: lambda meta: meta | {"format": 2, "surgery": None, "origin": None},
 }
 
 _PARAMETERS, _MODEL = "params.safetensors", "model.json"
@@ -106,6 +106,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "split": {s: [a.tolist() for a in parts] for s, parts in model.split.items()},
         "history": None if history is None else history.reset_index().to_dict("list"),
         "versions": versions(),
+        "origin": model.origin,
     }
 
 
@@ -166,7 +167,7 @@ def load(path: str | Path, adata: AnnData | None = None, *, cls: type[Model] | N
     if meta["surgery"] is not None:
         Surgery.from_dict(meta["surgery"]).apply(model)
     model.load_state_dict(load_file(path / _PARAMETERS))
-    model.n_train = meta["n_train"]
+    model.n_train, model.origin = meta["n_train"], meta["origin"]
     model.datasets = datasets
     model.split = {s: (np.array(a, np.int64), np.array(b, np.int64)) for s, (a, b) in meta["split"].items()}
     if meta["history"] is not None:

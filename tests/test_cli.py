@@ -340,3 +340,29 @@ def test_ctrl_c_in_training(tmp_path, h5ad):
     assert last == "pyrosc: interrupted"
     assert b"Traceback" not in rest
     assert files(tmp_path / "out") == set()
+
+
+# -- models of other programs ----------------------------------------------------------------------------
+
+SAVED = Path(__file__).parent / "golden" / "scvi_tools_1.4.2"
+
+
+def test_convert(tmp_path, capsys):
+    out = tmp_path / "model"
+    arguments = ["convert", str(SAVED / "scanvi_linear"), str(out), "--prefix", "mine_"]
+    assert main(arguments) == 0
+    assert "from scvi-tools 1.4.2 (SCANVI)" in capsys.readouterr().out
+    assert files(out) == {"model.json", "params.safetensors"}
+    assert isinstance(pyrosc.load(out), pyrosc.SCANVI)
+    assert main(arguments) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_convert_says_on_one_line_what_is_wrong(tmp_path, capsys):
+    for source in (tmp_path, SAVED / "scanvi_linear"):
+        assert main(["convert", str(source), str(tmp_path / "out")]) == 2
+        out, err = capsys.readouterr()
+        assert re.fullmatch(r"pyrosc: error: [^\n]+\n", err), err
+        assert out == ""
+    assert not (tmp_path / "out").exists()

@@ -87,6 +87,8 @@ class Model(nn.Module, Results, metaclass=Built):
         Held-out marginal likelihood (nats per cell) of each fit of ``fit(n_restarts=)``.
     surgery
         What is kept of the reference, for models that `pyrosc.surgery` made; None for others.
+    origin
+        Where a converted model comes from (JSON values); None for models made here.
     """
 
     elbo: ELBO = PathwiseELBO()
@@ -114,6 +116,7 @@ class Model(nn.Module, Results, metaclass=Built):
         self.history: pd.DataFrame | None = None
         self.restarts: list[float] | None = None
         self.surgery: Surgery | None = None
+        self.origin: dict[str, Any] | None = None
         self.split: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     # -- what a subclass writes -----------------------------------------------------------------------
@@ -361,6 +364,11 @@ class Model(nn.Module, Results, metaclass=Built):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights were trained, here or where a converted model comes from."""
+        return self.history is not None or self.origin is not None
 
     @property
     def registry(self) -> Registry:

@@ -41,9 +41,11 @@ def summary(model: Model) -> str:
         lines.append("  options: " + ", ".join(f"{k}={v!r}" for k, v in changed.items()))
     n = sum(p.numel() for p in model.parameters())
     lines.append(f"  {n:,} parameters on {model.device}")
-    if model.history is None:
+    if model.origin is not None:
+        lines.append("  from {tool} {version} ({class})".format(**model.origin))
+    if not model.trained:
         lines.append("  not trained: call .fit()")
-    else:
+    elif model.history is not None:
         elbo = kept_elbo(model.history)
         held_out = "" if elbo is None else f", held-out ELBO {elbo:.1f}"
         seconds = model.history["seconds"].iloc[-1]

@@ -378,7 +378,7 @@ def _check_parent(model: Model) -> None:
             f"{name} has no latent space '{model.latent}' per cell; its sites per cell are "
             f"{listed(local) or 'none'}: set latent = '<site>' in the class"
         )
-    if model.history is None:
+    if not model.trained:
         warn(f"{name} was not trained, so that its latent space is random; call fit() first", UserWarning)
 
 

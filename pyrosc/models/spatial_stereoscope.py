@@ -218,7 +218,7 @@ class SpatialStereoscope(Model):
         """
         if not isinstance(rna_model, RNAStereoscope):
             raise TypeError(f"rna_model is a trained RNAStereoscope, not {type(rna_model).__name__}")
-        if rna_model.history is None:
+        if not rna_model.trained:
             raise ValueError("the reference is not trained yet: call rna_model.fit() first")
         known = list(rna_model.registry.categories("labels"))
         types = known if cell_types is None else list(cell_types)

@@ -57,7 +57,7 @@ def annotate(
         `adata`, with ``obsm``/``obs``/``layers`` entries (a DataFrame in ``obsm`` where the model names the
         columns), the model's results per gene in ``var`` or ``varm`` (where `sites` is None), and the
         provenance in ``uns["pyrosc"][key]``: class, options, fields, keys written, epochs, held-out ELBO,
-        versions (JSON text where nested).
+        versions, origin of a converted model (JSON text where nested).
     """
     if source not in model.registries:
         raise ValueError(f"name the data source: source= one of {sorted(model.registries)}")
@@ -169,6 +169,8 @@ def _provenance(model: Model, written: list[str]) -> dict[str, Any]:
         "epochs": 0 if history is None else len(history),
         "versions": versions(),
     }
+    if model.origin is not None:
+        record["origin"] = json.dumps(model.origin)
     if history is not None and (elbo := kept_elbo(history)) is not None:
         record["elbo_validation"] = elbo
     return record

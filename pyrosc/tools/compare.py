@@ -52,7 +52,8 @@ def compare(
     pandas.DataFrame
         A row per model, best first: the measure and ``se`` (nats per cell, higher is better), ``difference``
         from the best and ``difference_se`` (of paired cells), ``better`` (share of the cells for which it
-        beats the best), ``cells``, ``parameters``, ``seconds`` of the fit.
+        beats the best), ``cells``, ``parameters``, ``seconds`` of the fit (NaN
+        for a converted model).
 
     Raises
     ------
@@ -93,7 +94,7 @@ def compare(
             "better": (own > best).mean(),
             "cells": len(rows),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "seconds": float(model.history["seconds"].iloc[-1]),  # type: ignore[index]  # trained
+            "seconds": np.nan if model.history is None else float(model.history["seconds"].iloc[-1]),
         }
     found = pd.DataFrame.from_dict(table, orient="index")
     return found.astype({"cells": int, "parameters": int})
@@ -115,10 +116,10 @@ def _check(models: Mapping[str, Model]) -> None:
     for name, model in models.items():
         if list(model.registries) != [MAIN]:
             raise ValueError(f"{name} reads several data sets; compare takes models of one")
-        if model.history is None:
+        if not model.trained:
             raise ValueError(f"{name} is not trained; call fit() first")
         model.dataset()  # has data, and they are those it was made with
-        if model.per_cell_guide or not len(model.validation_indices):
+        if model.per_cell_guide or not model.split or not len(model.validation_indices):
             raise ValueError(f"{name} was trained on all cells; there is no held-out one to compare by")
     first, *others = models
     for name in others:

@@ -171,7 +171,7 @@ def _check(model: Model, name: str, missing_genes: str) -> None:
     one_of("missing_genes", missing_genes, ("mask", "zero"))
     if list(model.registries) != [MAIN]:
         raise ValueError(f"surgery is for models of one data source; {name} reads {sorted(model.registries)}")
-    if model.history is None:
+    if not model.trained:
         raise ValueError(f"this {name} is not trained; fit it on the reference first")
     kinds = {s.kind for s in model.registry.fields.values()}
     if "index" in kinds or model.per_cell_guide:

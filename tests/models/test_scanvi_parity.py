@@ -14,16 +14,17 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from reference_weights import Noise, copy_encoder, copy_layers, copy_linear
+from reference_noise import Noise
 
 from pyrosc import SCANVI
+from pyrosc.convert.scvi_tools import translate_options
+from pyrosc.convert.weights import copy_weights
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.handlers import Record
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE = json.loads((GOLDEN / "parity_scanvi.json").read_text())
 CASES = FILE["cases"]
-NORMS = {("both", "none"): "batch", ("none", "both"): "layer", ("none", "none"): "none"}
 
 # the golden minibatch has a gene without counts, and no unlabelled cell
 pytestmark = pytest.mark.filterwarnings("ignore::pyrosc.DataWarning")
@@ -34,31 +35,15 @@ def build(name: str) -> SCANVI:
     obs = pd.DataFrame({k: np.array(inputs[k]).astype(str) for k in ("batch", "labels")})
     obs.index = [f"c{i}" for i in range(len(obs))]
     adata = ad.AnnData(sp.csr_matrix(np.array(inputs["x"], np.float32)), obs=obs)
-    options = dict(CASES[name]["options"])
-    norm = NORMS[options.pop("use_batch_norm", "both"), options.pop("use_layer_norm", "none")]
+    options, _ = translate_options(SCANVI, CASES[name]["options"])
     keys = {"batch_key": "batch", "labels_key": "labels", "reference_objective": True}
-    model = SCANVI.from_anndata(adata, dropout_rate=0.0, norm=norm, **keys, **FILE["sizes"], **options)
+    model = SCANVI.from_anndata(adata, dropout_rate=0.0, **keys, **FILE["sizes"], **options)
     arrays = np.load(GOLDEN / "parity_scanvi.npz", allow_pickle=False)
     prefix = f"{name}|"
     weights = {
         k.removeprefix(prefix): torch.as_tensor(arrays[k]) for k in arrays.files if k.startswith(prefix)
     }
-    with torch.no_grad():
-        copy_encoder(model.encoder, weights, "z_encoder")
-        copy_layers(model.decoder, weights, "decoder.px_decoder")
-        copy_linear(model.scale_head, weights, "decoder.px_scale_decoder.0")
-        if model.zi_head is not None:
-            copy_linear(model.zi_head, weights, "decoder.px_dropout_decoder")
-        model.log_theta.values.copy_(weights["px_r"])
-        copy_encoder(model.z2_encoder, weights, "encoder_z2_z1")
-        copy_layers(model.z_prior.network, weights, "decoder_z1_z2.decoder")
-        copy_linear(model.z_prior.loc, weights, "decoder_z1_z2.mean_decoder")
-        copy_linear(model.z_prior.log_variance, weights, "decoder_z1_z2.var_decoder")
-        if options.get("linear_classifier"):
-            copy_linear(model.classifier, weights, "classifier.classifier.0")
-        else:
-            copy_layers(model.classifier[0], weights, "classifier.classifier.0")
-            copy_linear(model.classifier[1], weights, "classifier.classifier.1")
+    copy_weights(model, weights)
     return model.eval()
 
 
