@@ -69,7 +69,9 @@ def fit_pyrosc(reference: Any, query: Any, seed: int, options: dict[str, Any]) -
         whole.fit(seed=seed, progress=False, **before)
     latent = whole.get_latent_representation()
     n = reference.n_obs
-    return found | {"seconds_all": third.as_dict()["seconds"], "whole": (latent[:n], latent[n:])}
+    anew = third.as_dict()
+    found |= {"seconds_all": anew["seconds"], "cpu_seconds_all": anew["cpu_seconds"]}
+    return found | {"whole": (latent[:n], latent[n:])}
 
 
 def fit_peer(reference: Any, query: Any, seed: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -193,6 +193,24 @@ def _mean(values: list[float], digits: int) -> str:
     return f"{number(mean, digits)} ± {number(spread, digits)}"
 
 
+QUERIES = {"3pv1": "3' v1", "3pv2": "3' v2", "5p": "5'"}
+
+
+def surgery() -> str:
+    """Labels carried to a query by both tools, and seconds: means over seeds, ± standard error."""
+    rows = []
+    for task, label in QUERIES.items():
+        for tool, title in {"peer": "scvi-tools 1.4.2", "pyrosc": "pyrosc"}.items():
+            fits = [f for f in (read(f"surgery_{tool}") or {"fits": []})["fits"] if f["task"] == task]
+            if fits:
+                columns = [[f[k] for f in fits] for k in ("accuracy_15", "cpu_seconds")]
+                anew = [f["cpu_seconds_all"] for f in fits if "cpu_seconds_all" in f]
+                shown = [*map(_mean, columns, [3, 0]), _mean(anew, 0) if anew else "–"]
+                rows.append([f"{label}, {title}", str(len(fits)), *shown])
+    header = ["query", "seeds", "accuracy", "query: seconds of processor", "anew on all cells"]
+    return table(header, rows) if rows else PENDING
+
+
 def stereoscope() -> str:
     """Spots and reference, fitted by both tools."""
     peer, ours = read("peer_stereoscope"), read("ours_stereoscope")
@@ -250,7 +268,7 @@ def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
         return data_set(name)
-    makers = (summary, step, cellassign, solo, labels, stereoscope, linear_decoder, coverage)
+    makers = (summary, step, cellassign, solo, labels, surgery, stereoscope, linear_decoder, coverage)
     return {maker.__name__: maker for maker in makers}[name]()
 
 
