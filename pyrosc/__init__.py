@@ -2,8 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pyrosc import data, datasets, distributions, nn, pl, simulate
+from pyrosc import criticism, data, datasets, distributions, nn, pl, simulate
 from pyrosc.checks import ContractError, check_model
+from pyrosc.criticism import report
 from pyrosc.data import DataError, DataWarning
 from pyrosc.infer import Amortized, PathwiseELBO, auto
 from pyrosc.io import load, save
@@ -51,6 +52,7 @@ __all__ = [
     "cells",
     "check_model",
     "compare",
+    "criticism",
     "data",
     "datasets",
     "distributions",
@@ -58,6 +60,7 @@ __all__ = [
     "nn",
     "pl",
     "predict",
+    "report",
     "save",
     "simulate",
 ]
