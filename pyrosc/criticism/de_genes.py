@@ -39,8 +39,9 @@ def de_genes_kept(
     """Genes raised in each group against the other cells, in the data and in data replicated by the model.
 
     Genes are ranked by Welch's t statistic on log-normalised counts (10,000 per cell, log1p), as scanpy's
-    ``rank_genes_groups(method="t-test")`` does. Two replicates of the same model do not agree in all genes
-    either; what they share with each other is what a right model would share with the data.
+    ``rank_genes_groups(method="t-test")`` does. The data themselves are sure of some genes only: what two
+    resamples of the cells (bootstrap) share with each other is about what a right model would share with the
+    data.
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def de_genes_kept(
     -------
     pandas.DataFrame
         A row per group: ``cells``; ``kept``, the share of the data's top genes among the top genes of a
-        replicate (mean over replicates); ``between_replicates``, the same between two replicates;
+        replicate (mean over replicates); ``between_resamples`` and ``between_replicates``, the same between
+        two resamples of the data and between two replicates;
         ``average_precision``, the area under the precision–recall curve of finding the data's top genes by
         the replicates' statistics; ``correlation``, Spearman's, of the statistics of all genes.
 
@@ -99,20 +101,26 @@ def de_genes_kept(
             f"there are no two groups of {min_cells} cells or more to compare; the sizes are "
             + (", ".join(f"{n}: {s}" for n, s in zip(names, sizes, strict=True)) or "0")
         )
+    rng = np.random.default_rng(seed)
+    weight = np.ones((1 + 2 * n_samples, len(rows)))  # of each cell in data, resamples and replicates
+    weight[1 : 1 + n_samples] = rng.poisson(1.0, (n_samples, len(rows)))
     first = second = np.zeros(0)
     for at, observed, laws in replicates(
         model, model.batches(cells.dataset, rows, batch_size), site, n_samples, seed=seed
     ):
-        onehot = torch.zeros(len(names), len(at), dtype=torch.float64, device=observed.device)
-        onehot[torch.as_tensor(codes[rows[at]]), torch.arange(len(at))] = 1
-        drawn = [observed, *(law.sample() for law in laws)]
-        sums = [_sums(x.reshape(len(at), -1), onehot) for x in drawn]
+        onehot = np.arange(len(names))[:, None] == codes[rows[at]]
+        logs = _log_normalized(observed)
+        sums = [_sums(logs, onehot * w) for w in weight[: 1 + n_samples, at]]
+        sums += [_sums(_log_normalized(law.sample()), onehot) for law in laws]
         one, two = (np.stack([s[i] for s in sums]) for i in (0, 1))
         first, second = (one, two) if not len(first) else (first + one, second + two)
-    return pd.DataFrame(
-        [_row(names[i], sizes, i, first, second, min(n_top, first.shape[-1])) for i in large],
-        columns=["group", "cells", "kept", "between_replicates", "average_precision", "correlation"],
-    ).set_index("group")
+    counts = np.stack([weight[:, codes[rows] == i].sum(1) for i in range(len(names))], axis=1)
+    table = [
+        (names[i], int(sizes[i]), *_agreement(counts, i, first, second, min(n_top, first.shape[-1])))
+        for i in large
+    ]
+    columns = ["group", "cells", "kept", "between_resamples", "between_replicates"]
+    return pd.DataFrame(table, columns=[*columns, "average_precision", "correlation"]).set_index("group")
 
 
 def _codes(data: Any, groups: Any) -> tuple[np.ndarray, list[str]]:
@@ -128,38 +136,50 @@ def _codes(data: Any, groups: Any) -> tuple[np.ndarray, list[str]]:
     return enc.encode(enc.category_names(values), names), list(names)
 
 
-def _sums(x: Tensor, onehot: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per group and gene, sums of log-normalised counts and of their squares."""
-    x = x.double()
-    logs = torch.log1p(x * (_TARGET / x.sum(1, keepdim=True).clamp(min=1)))
-    return (onehot @ logs).cpu().numpy(), (onehot @ logs.square()).cpu().numpy()
+def _log_normalized(x: Tensor) -> np.ndarray:
+    x = x.reshape(len(x), -1).double()
+    return torch.log1p(x * (_TARGET / x.sum(1, keepdim=True).clamp(min=1))).cpu().numpy()
 
 
-def _row(
-    name: str, sizes: np.ndarray, group: int, first: np.ndarray, second: np.ndarray, n_top: int
-) -> tuple[Any, ...]:
-    inside, outside = sizes[group], sizes.sum() - sizes[group]
+def _sums(logs: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per group and gene, sums of values and of their squares."""
+    return weight @ logs, weight @ logs**2
+
+
+def _agreement(
+    counts: np.ndarray, group: int, first: np.ndarray, second: np.ndarray, n_top: int
+) -> tuple[float, ...]:
+    """How the rankings agree of data (the first), resamples (half of the others) and replicates."""
+    inside = counts[:, group, None]
+    outside = counts.sum(1)[:, None] - inside
     rest_first, rest_second = first.sum(1) - first[:, group], second.sum(1) - second[:, group]
     scores = welch(first[:, group], second[:, group], inside, rest_first, rest_second, outside)
     order = np.argsort(-scores, axis=1, kind="stable")
-    top = [set(o[:n_top]) for o in order]
-    kept = np.mean([len(top[0] & t) / n_top for t in top[1:]])
-    drawn = top[1:]
-    pairs = [len(a & b) / n_top for i, a in enumerate(drawn) for b in drawn[i + 1 :]]
+    top = [set(o[:n_top].tolist()) for o in order]
+    n = len(top) // 2
+    resamples, drawn = top[1 : 1 + n], top[1 + n :]
+    kept = np.mean([len(top[0] & t) / n_top for t in drawn])
     wanted = np.isin(np.arange(scores.shape[1]), order[0][:n_top])
-    precision = np.mean([average_precision(wanted[o]) for o in order[1:]])
+    precision = np.mean([average_precision(wanted[o]) for o in order[1 + n :]])
     ranks = [pd.Series(s).rank().to_numpy(float) for s in scores]
-    correlation = np.mean([np.corrcoef(ranks[0], r)[0, 1] for r in ranks[1:]])
-    return name, int(inside), float(kept), float(np.mean(pairs)), float(precision), float(correlation)
+    correlation = np.mean([np.corrcoef(ranks[0], r)[0, 1] for r in ranks[1 + n :]])
+    return float(kept), _shared(resamples, n_top), _shared(drawn, n_top), float(precision), float(correlation)
+
+
+def _shared(top: list[set[int]], n_top: int) -> float:
+    """Mean share of genes that two of the sets have in common."""
+    pairs = [len(a & b) / n_top for i, a in enumerate(top) for b in top[i + 1 :]]
+    return float(np.mean(pairs))
 
 
 def welch(
-    first: np.ndarray, second: np.ndarray, n: int, first2: np.ndarray, second2: np.ndarray, n2: int
+    first: np.ndarray, second: np.ndarray, n: Any, first2: np.ndarray, second2: np.ndarray, n2: Any
 ) -> np.ndarray:
     """Welch's t statistic from sums and sums of squares of two samples; 0 where nothing varies."""
+    n, n2 = np.maximum(n, 2), np.maximum(n2, 2)
     mean, mean2 = first / n, first2 / n2
-    variance = np.maximum(second / n - mean**2, 0) / max(n - 1, 1)
-    variance2 = np.maximum(second2 / n2 - mean2**2, 0) / max(n2 - 1, 1)
+    variance = np.maximum(second / n - mean**2, 0) / (n - 1)
+    variance2 = np.maximum(second2 / n2 - mean2**2, 0) / (n2 - 1)
     error = np.sqrt(variance + variance2)
     return np.divide(mean - mean2, error, out=np.zeros_like(error), where=error > 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 #: What marks a page as one of ours, so that it may be replaced.
 GENERATOR = "pyrosc report"
 _DPI = 144
-_NUMBER = " class='number'"
+_MINUS = "\N{MINUS SIGN}"
+_ODD = {math.inf: "\N{INFINITY}", -math.inf: "-\N{INFINITY}"}
 
 Level = Literal["good", "note", "bad"]
 _SIGNS: dict[Level, tuple[str, str]] = {
@@ -83,7 +86,7 @@ class Section:
     def table(
         self, frame: pd.DataFrame, caption: str, *, digits: int = 3, folded: bool = False, index: bool = True
     ) -> None:
-        """A table with numbers to `digits` significant digits."""
+        """A table; the largest number of a column has `digits` significant digits."""
         text = _table(frame, caption, digits, index)
         if folded:
             inner = _table(frame, "", digits, index)
@@ -204,29 +207,23 @@ def _verdict(found: Verdict) -> str:
 def _table(frame: pd.DataFrame, caption: str, digits: int, index: bool) -> str:
     shown = frame.reset_index() if index else frame
     head = "".join(f"<th scope='col'>{html.escape(str(c))}</th>" for c in shown.columns)
-    rows = []
-    for _, row in shown.iterrows():
-        cells = "".join(
-            f"<td{_NUMBER if isinstance(v, (int, float)) else ''}>{html.escape(_cell(v, digits))}</td>"
-            for v in row
-        )
-        rows.append(f"<tr>{cells}</tr>")
+    columns = [_cells(shown.iloc[:, i], digits) for i in range(shown.shape[1])]
+    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns, strict=True))
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
-        f"<div class='scroll'><table>{title}<thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<div class='scroll'><table>{title}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _cell(value: Any, digits: int) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if value != value:
-        return "\N{EN DASH}"
-    if float(value).is_integer() and abs(value) < 1e15:
-        text = f"{int(value):,}"
-    elif abs(value) >= 1000:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.{digits}g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+def _cells(column: pd.Series, digits: int) -> list[str]:
+    """Cells of a column of a table; numbers with as many decimals as its largest needs."""
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return [f"<td>{html.escape(str(v))}</td>" for v in column]
+    values = column.to_numpy(float)
+    decimals = 0
+    if not pd.api.types.is_integer_dtype(column):
+        finite = np.abs(values[np.isfinite(values)])
+        top = float(finite.max()) if len(finite) else 1.0
+        decimals = max(0, digits - 1 - math.floor(math.log10(max(top, 1e-3))))
+    texts = [f"{v:,.{decimals}f}" if math.isfinite(v) else _ODD.get(v, "\N{EN DASH}") for v in values]
+    return [f"<td class='number'>{t.replace('-', _MINUS)}</td>" for t in texts]

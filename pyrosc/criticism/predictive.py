@@ -138,8 +138,8 @@ def predictive_checks(
     is uniform for a right model of discrete data (Czado, Gneiting and Held 2009). A cell's latent sites have
     seen the very count that is then judged, which makes any model look better than it is; where the law of a
     cell's counts is a product over genes, the draws are therefore weighted by one over the likelihood of the
-    count in question (leave-one-out weights; Gelfand, Dey and Chang 1992), cut off at √S times their mean
-    (Ionides 2008). Counts that the model is *told*, such as the observed library size, stay told.
+    count in question (leave-one-out weights; Gelfand, Dey and Chang 1992). Numbers that the model is *told*,
+    such as the observed library size, stay told.
 
     Memory does not grow with cells × genes × replicates: a minibatch at a time is held.
 
@@ -184,8 +184,7 @@ def predictive_checks(
     Gelman, Meng, Stern (1996). Posterior predictive assessment of model fitness via realized discrepancies.
     *Statistica Sinica* 6, 733–760. Czado, Gneiting, Held (2009). Predictive model assessment for count data.
     *Biometrics* 65, 1254–1261. Gelfand, Dey, Chang (1992). Model determination using predictive
-    distributions. *Bayesian Statistics* 4, 147–167. Ionides (2008). Truncated importance sampling. *Journal
-    of Computational and Graphical Statistics* 17, 295–311.
+    distributions. *Bayesian Statistics* 4, 147–167.
 
     Examples
     --------
@@ -372,12 +371,10 @@ def leave_one_out_weights(log_density: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (S, ...), summing to 1 over draws: one over the density, cut off at √S times the mean.
+        (S, ...), summing to 1 over draws, proportional to one over the density. They are not cut off: that
+        would draw them back to the posterior with the datum, and intervals would hold too much.
     """
-    n = len(log_density)
-    weight = (log_density.amin(0) - log_density).exp()
-    weight = torch.minimum(weight, weight.mean(0) * n**0.5)
-    return weight / weight.sum(0)
+    return (-log_density).softmax(0)
 
 
 def _known(single: Any, observed: Tensor) -> Tensor:

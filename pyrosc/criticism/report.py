@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from pyrosc.criticism.page import Section, check_target, page, write
 from pyrosc.criticism.sections import PARTS, LeftOut, Subject
 from pyrosc.data import encode as enc
+from pyrosc.data.errors import one_of
 from pyrosc.data.schema import MAIN
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def report(
     batch_key: str | None = None,
     title: str | None = None,
     max_cells: int = 2000,
+    leave_out: Sequence[str] = (),
     overwrite: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -55,6 +58,9 @@ def report(
         Default: the name of the class.
     max_cells
         Of more cells than this, each part looks at as many, drawn at random.
+    leave_out
+        Titles of parts not to make, such as ``"Integration"``, which takes the longest where scib-metrics is
+        installed.
     overwrite
         Replace a file at `path` that is not a report of pyrosc. An earlier report is always replaced.
     seed
@@ -72,7 +78,7 @@ def report(
     DataError
         If there is no such column.
     ValueError
-        If the model reads several data sets, or has no data.
+        If the model reads several data sets, has no data, or there is no such part to leave out.
 
     Examples
     --------
@@ -88,6 +94,10 @@ def report(
         raise ValueError(f"{type(model).__name__} reads several data sets; a report is of a model of one")
     if max_cells < 20:
         raise ValueError(f"max_cells is at least 20; not {max_cells}")
+    if isinstance(leave_out, str):
+        raise TypeError(f"leave_out is a list of titles; write ['{leave_out}']")
+    for name in leave_out:
+        one_of("leave_out", name, [title for title, _ in PARTS])
     started = time.perf_counter()
     subject = Subject(
         model,
@@ -103,6 +113,9 @@ def report(
     sections: list[Section] = []
     left_out: list[tuple[str, str]] = []
     for name, make in PARTS:
+        if name in leave_out:
+            left_out.append((name, "as asked"))
+            continue
         try:
             sections.append(make(subject))
         except (LeftOut, ValueError, KeyError) as reason:

@@ -325,8 +325,8 @@ def de_genes(on: Subject) -> Section:
     section = Section("DE genes kept")
     section.say(
         f"The 50 genes most raised in each group of '{key}', by Welch's t statistic on log-normalised "
-        "counts: how many of them are on top in replicated data too. Two replicates do not agree fully "
-        "either; that is what a right model would reach."
+        "counts: how many of them are on top in replicated data too. Two resamples of the cells (bootstrap) "
+        "do not agree fully either; what they share is about what a right model would reach."
     )
     words.de_genes(section, found)
     section.table(found, f"By group of '{key}'")

@@ -158,15 +158,17 @@ def intervals(section: Section, checks: PredictiveChecks) -> None:
 
 def de_genes(section: Section, found: pd.DataFrame) -> None:
     """Overlap of DE genes."""
-    kept, reach = float(found["kept"].mean()), float(found["between_replicates"].mean())
+    kept, reach = float(found["kept"].mean()), float(found["between_resamples"].mean())
     level = _level(1 - kept / reach if reach > 0 else 1.0, 0.15, 0.4)
+    worst = str((found["kept"] / found["between_resamples"]).idxmin())
     advice = (
-        f"The model blurs what sets groups apart ('{found['kept'].idxmin()}' most). Try a larger latent "
+        f"The model blurs what sets groups apart ('{worst}' most). Try longer training, a larger latent "
         "space, or more of the genes that mark the group."
     )
     section.judge(
         level,
-        f"{percent(kept)} of the top genes of a group are kept; two replicates share {percent(reach)}.",
+        f"{percent(kept)} of the top genes of a group are kept; two resamples of the data share "
+        f"{percent(reach)}.",
         "" if level == "good" else advice,
     )
 

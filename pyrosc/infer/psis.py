@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: Range of log-weights below which they are the same for any purpose.
+_FLAT = 0.01
+
 
 class Smoothed(NamedTuple):
     """Importance weights with a smoothed tail.
@@ -17,7 +20,7 @@ class Smoothed(NamedTuple):
     log_weights
         (S, ...), normalised: their exponentials sum to 1 over draws.
     khat
-        (...), shape of the tail; −inf where all weights are the same.
+        (...), shape of the tail; −inf where all weights are the same within one per cent.
     log_mean
         (...), logarithm of the mean of the smoothed weights before they were normalised.
     """
@@ -28,8 +31,8 @@ class Smoothed(NamedTuple):
 
 
 def tail_size(n_draws: int) -> int:
-    """Draws in the tail of the weights: the least of S/5 and 3√S (Vehtari et al. 2024, section 2.4)."""
-    return int(min(0.2 * n_draws, 3 * math.sqrt(n_draws)))
+    """Draws in the tail of the weights: the least of S/5 and 3√S (Vehtari et al. 2024), rounded up."""
+    return math.ceil(min(0.2 * n_draws, 3 * math.sqrt(n_draws)))
 
 
 def khat_threshold(n_draws: int) -> float:
@@ -74,6 +77,9 @@ def smooth(log_weights: Tensor) -> Smoothed:
     cut = ordered[n - m - 1].exp()
     excess = ordered[n - m :].exp() - cut
     khat, sigma = fit_generalized_pareto(excess)
+    # weights that differ by rounding have ties, whose tail is no tail
+    flat = ordered[0] > -_FLAT
+    khat = torch.where(flat, -torch.inf, khat)
     fitted = torch.isfinite(khat)
     p = ((torch.arange(m, dtype=torch.float64, device=log_w.device) + 0.5) / m).unsqueeze(-1)
     k = torch.where(fitted, khat, torch.ones_like(khat))
@@ -117,8 +123,8 @@ def fit_generalized_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     n = len(excess)
     top, quartile = excess[-1], excess[max(int(n / 4 + 0.5) - 1, 0)]
     constant = (top - excess[0]) <= 1e-12 * top.abs().clamp(min=1e-300)
-    # ties at the threshold would make the prior's scale infinite
-    quartile = torch.maximum(quartile, 1e-10 * top)
+    # ties at the threshold would make the scale of the prior zero
+    quartile = quartile.clamp(min=1e-300)
     quartile, top = (torch.where(constant, torch.ones_like(v), v) for v in (quartile, top))
     x = torch.where(constant, torch.ones_like(excess), excess)
     m = 30 + int(math.sqrt(n))
