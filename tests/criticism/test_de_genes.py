@@ -76,7 +76,7 @@ def test_average_precision_agrees_with_scikit_learn():
 def test_what_cannot_be_compared_is_refused(adata, model):
     with pytest.raises(DataError, match="no column 'cluster'"):
         de_genes_kept(model, "cluster")
-    with pytest.raises(DataError, match="no two groups of 250 cells .*; the sizes are B: 200"):
+    with pytest.raises(DataError, match=r"no two groups of 250 cells .*; the sizes are B: 200"):
         de_genes_kept(model, "label", min_cells=250)
     with pytest.raises(DataError, match="no two groups"):
         de_genes_kept(model, ["one"] * 600)

@@ -119,6 +119,14 @@ def test_intervals_of_the_right_model_hold_what_they_promise(few_genes):
     np.testing.assert_allclose(inside[np.isclose(level, 0.9)], table.loc[0.9, "coverage"])
 
 
+def test_a_few_replicates_are_enough_to_be_uniform():
+    """Exactly so where draws do not depend on the data: here the rate is known."""
+    shell = ad.AnnData(sp.csr_matrix(np.ones((2000, 3), np.float32)))
+    model = GammaPoisson.from_anndata(shell, a=1e6, b=1e6)
+    found = predictive_checks(model, simulate.from_model(model, seed=4), n_samples=3)
+    assert found.pit_deviation < 0.025
+
+
 def test_a_count_that_made_its_own_interval_would_fit_too_well(few_genes, monkeypatch):
     """What the leave-one-out weights are for: with equal weights the right model fails."""
     model, adata = few_genes

@@ -19,6 +19,12 @@ def test_shape_and_scale_of_generalised_pareto_laws(k):
     assert 0.01 < shape.std().item() < 0.08  # a maximum likelihood estimate has (1 + k) / √1000
 
 
+def test_short_tails_are_drawn_towards_one_half():
+    draws = torch.as_tensor(np.sort(genpareto.rvs(0.0, size=(20, 4000), random_state=7), axis=0))
+    shape = fit_generalized_pareto(draws)[0].mean().item()
+    assert shape == pytest.approx(5 / 30, abs=0.05)  # ten observations of 0.5, twenty of about 0
+
+
 def test_columns_do_not_know_of_each_other():
     draws = torch.as_tensor(np.sort(genpareto.rvs(0.4, size=(50, 7), random_state=2), axis=0))
     together = fit_generalized_pareto(draws)[0]
