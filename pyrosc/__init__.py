@@ -2,8 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pyrosc import convert, data, datasets, distributions, nn, pl, simulate
+from pyrosc import convert, criticism, data, datasets, distributions, nn, pl, simulate
 from pyrosc.checks import ContractError, check_model
+from pyrosc.criticism import report
 from pyrosc.data import DataError, DataWarning
 from pyrosc.infer import Amortized, PathwiseELBO, auto
 from pyrosc.io import load, save
@@ -54,6 +55,7 @@ __all__ = [
     "check_model",
     "compare",
     "convert",
+    "criticism",
     "data",
     "datasets",
     "distributions",
@@ -61,6 +63,7 @@ __all__ = [
     "nn",
     "pl",
     "predict",
+    "report",
     "save",
     "simulate",
     "surgery",

@@ -20,6 +20,7 @@ import pandas as pd
 from pyrosc.data import DataWarning
 from pyrosc.data.encode import column
 from pyrosc.data.errors import listed
+from pyrosc.tools.layout import lay_out
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -204,8 +205,7 @@ def _embed(adata: AnnData, seed: int, *, cluster: bool) -> None:
         cells = anndata.AnnData(
             obs=pd.DataFrame(index=adata.obs_names), obsm={"X_scVI": adata.obsm["X_scVI"]}
         )
-        sc.pp.neighbors(cells, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_scVI", random_state=seed)
-        sc.tl.umap(cells, random_state=seed)
+        lay_out(cells, "X_scVI", seed=seed)
         adata.obsm[_UMAP] = cells.obsm["X_umap"]
         if cluster and importlib.util.find_spec("igraph") is not None:
             sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=seed)

@@ -138,6 +138,18 @@ held_out = model.split["main"][1]
 }
 
 # %% [markdown]
+# `pyrosc.report` puts all of this on one HTML page, with further checks, a verdict in plain words on each, and what to
+# try where one fails. Some parts take longer than others and can be left out:
+
+# %%
+pyrosc.report(
+    model,
+    path="pbmc68k_report.html",
+    labels_key="bulk_labels",
+    leave_out=["Posterior of the cells", "Simulated cells"],
+)
+
+# %% [markdown]
 # ## Save, load, and look at new cells
 #
 # The AnnData is an ordinary one. The model goes into a folder of its own: weights as safetensors, everything else as

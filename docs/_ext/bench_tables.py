@@ -259,6 +259,30 @@ def coverage() -> str:
     return table(["", *(f"{level:.0%} intervals" for level in found["levels"])], rows)
 
 
+def criticism() -> str:
+    """Calibration of scVI's predictions and of its guide."""
+    found = read("criticism")
+    if found is None:
+        return PENDING
+    rows = []
+    for row in found["rows"]:
+        predictive, sbc = row["predictive_coverage"], row["sbc"]["coverage"]
+        rows.append(
+            [
+                f"{row['data']}, {row['gene_likelihood']}",
+                number(row["pit_deviation"], 3),
+                *(number(100 * predictive[g]["0.9"], 1) for g in ("all", "mean 1 and more")),
+                number(100 * row["khat"]["khat_above_0.7"], 0),
+                number(row["khat"]["khat"], 2),
+                number(row["khat"]["gap"]),
+                *(number(100 * sbc[level], 0) for level in ("0.5", "0.9")),
+            ]
+        )
+    header = ["", "PIT deviation", "counts in 90 % intervals (%)", "of genes with mean ≥ 1 (%)"]
+    header += ["cells with k-hat > 0.7 (%)", "median k-hat", "gap (nats)"]
+    return table([*header, "simulated truth in 50 % intervals (%)", "in 90 % intervals (%)"], rows)
+
+
 def _doublets(figures: dict[str, Any]) -> list[str]:
     keys = ("auroc", "average_precision", "rate", "true_rate")
     return [*(number(figures[key], 3) for key in keys), number(figures["seconds"])]
@@ -268,7 +292,18 @@ def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
         return data_set(name)
-    makers = (summary, step, cellassign, solo, labels, surgery, stereoscope, linear_decoder, coverage)
+    makers = (
+        summary,
+        step,
+        cellassign,
+        solo,
+        labels,
+        surgery,
+        stereoscope,
+        linear_decoder,
+        coverage,
+        criticism,
+    )
     return {maker.__name__: maker for maker in makers}[name]()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrosc.infer.elbo import closed_form_kl, closed_form_sites
 from pyrosc.infer.enumeration import density, enumerated_dims
-from pyrosc.infer.handlers import is_latent, is_local, is_observed
+from pyrosc.infer.handlers import is_latent, is_local, is_observed, source_of
 from pyrosc.infer.posterior import traces
 
 if TYPE_CHECKING:
@@ -94,16 +94,20 @@ def marginal_log_likelihood(model: Model, batch: Mapping[str, Tensor], n_samples
     return best - math.log(done)
 
 
-def log_weights(guide_trace: Trace, model_trace: Trace, n: int) -> Tensor:
-    """log p(x, z) − log q(z) of each draw and cell: (draws, n)."""
+def log_weights(guide_trace: Trace, model_trace: Trace, n: int, source: str | None = None) -> Tensor:
+    """log p(x, z) − log q(z) of each draw and cell, (draws, n); of the cells of one source, if named."""
+
+    def counted(site: Any) -> bool:
+        return is_local(site) if source is None else source_of(site) == source
+
     total: Tensor | float = 0.0
     for site in model_trace.nodes.values():
-        if (is_observed(site) or is_latent(site)) and is_local(site):
+        if (is_observed(site) or is_latent(site)) and counted(site):
             total = total + density(site)
     assert isinstance(total, Tensor)
     total = _summed_out(total, enumerated_dims(model_trace))
     for site in guide_trace.nodes.values():
-        if is_latent(site) and is_local(site):
+        if is_latent(site) and counted(site):
             total = total - density(site)
     return total.reshape(-1, n)
 

@@ -156,6 +156,14 @@ class Fix(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
+class Uncondition(Messenger):
+    """Draw observed sites anew, but for deterministic ones."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_observed(msg):
+            msg["is_observed"], msg["value"] = False, None
+
+
 class Record(Messenger):
     """Collect the values of all sample sites, deterministic ones included, of the passes inside."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,38 @@ def traces(
         Give the sites that the model sums out all of their values, along dims on the left.
     """
     summed_out = model.summed_out  # asked here, since to find out runs the model
+    with _drawing(model, batch, n_draws, fixed) as stack:
+        inputs = model.inputs(batch)
+        from_guide = poutine.trace(model.guide).get_trace(**inputs)
+        replayed = poutine.replay(model.model, trace=from_guide)
+        probabilities: dict[str, Tensor] = {}
+        if summed_out:
+            trace = enumerated(model, replayed, inputs, n_draws)
+            if enumerate_model:
+                return from_guide, trace
+            found = conditional(trace, n_draws)
+            stack.enter_context(Fix({name: value for name, (value, _) in found.items()}))
+            probabilities = {name: p for name, (_, p) in found.items()}
+        model_trace = poutine.trace(replayed).get_trace(**{**inputs, **(do or {})})
+        nodes: Any = model_trace.nodes
+        for name, p in probabilities.items():
+            nodes[name]["probabilities"] = p
+    return from_guide, model_trace
+
+
+def guide_trace(
+    model: Model, batch: Mapping[str, Tensor], n_draws: int = 0, fixed: Mapping[str, Tensor] | None = None
+) -> Trace:
+    """Trace of the guide alone for one minibatch; arguments as of `traces`."""
+    with _drawing(model, batch, n_draws, fixed):
+        return poutine.trace(model.guide).get_trace(**model.inputs(batch))
+
+
+@contextmanager
+def _drawing(
+    model: Model, batch: Mapping[str, Tensor], n_draws: int, fixed: Mapping[str, Tensor] | None
+) -> Iterator[ExitStack]:
+    """Around passes: which rows the minibatch is of, and how many draws are taken."""
     with ExitStack() as stack:
         stack.enter_context(model.minibatch(batch))
         stack.enter_context(torch.no_grad())
@@ -67,22 +99,7 @@ def traces(
             stack.enter_context(pyro.plate("_draws", n_draws, dim=dim))
         elif n_draws == 0:
             stack.enter_context(Means())
-        inputs = model.inputs(batch)
-        guide_trace = poutine.trace(model.guide).get_trace(**inputs)
-        replayed = poutine.replay(model.model, trace=guide_trace)
-        probabilities: dict[str, Tensor] = {}
-        if summed_out:
-            trace = enumerated(model, replayed, inputs, n_draws)
-            if enumerate_model:
-                return guide_trace, trace
-            found = conditional(trace, n_draws)
-            stack.enter_context(Fix({name: value for name, (value, _) in found.items()}))
-            probabilities = {name: p for name, (_, p) in found.items()}
-        model_trace = poutine.trace(replayed).get_trace(**{**inputs, **(do or {})})
-        nodes: Any = model_trace.nodes
-        for name, p in probabilities.items():
-            nodes[name]["probabilities"] = p
-    return guide_trace, model_trace
+        yield stack
 
 
 def stream(
@@ -165,11 +182,11 @@ def _batch_values(
     while True:
         guide_trace, model_trace = traces(model, batch, chunk, do, plan.values.get(done))
         if n_samples and done not in plan.values:
-            plan.values[done] = _globals(guide_trace)
+            plan.values[done] = globals_of(guide_trace)
         width = 1
         for name in names:
             node, local = _node(model, name, guide_trace, model_trace)
-            value = _site_value(node, chunk, local, n_cells, plate_nesting(model.elbo)).detach()
+            value = site_value(node, chunk, local, n_cells, plate_nesting(model.elbo)).detach()
             width = max(width, value[0].numel() if chunk else 1)
             if not chunk:
                 values[name] = (value, local)
@@ -198,7 +215,8 @@ def _batch_values(
     return values
 
 
-def _globals(guide_trace: Trace) -> dict[str, Tensor]:
+def globals_of(guide_trace: Trace) -> dict[str, Tensor]:
+    """Values of the global latent sites of a guide's trace."""
     nodes: Mapping[str, Any] = guide_trace.nodes
     return {name: site["value"] for name, site in nodes.items() if is_latent(site) and not is_local(site)}
 
@@ -219,7 +237,7 @@ def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tu
     return node, local
 
 
-def _site_value(node: Any, n_draws: int, local: bool, n_cells: int, nesting: int) -> Tensor:
+def site_value(node: Any, n_draws: int, local: bool, n_cells: int, nesting: int) -> Tensor:
     """Value of a site as (draws, n, ...), or (n, ...) for means; plate dims left out are put in."""
     value = node["value"]
     event = (

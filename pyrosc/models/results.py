@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyrosc.data.errors import listed
-from pyrosc.data.inputs import apply_do, as_rows, encode_do
+from pyrosc.data.inputs import as_rows, encode_do
 from pyrosc.infer.evaluate import marginal_log_likelihood, parts_per_cell
-from pyrosc.infer.handlers import is_observed
 from pyrosc.infer.posterior import stream, traces
+from pyrosc.infer.predictive import counts_site, replicates
 from pyrosc.infer.structure import prototype
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.predict import predict
@@ -196,7 +196,7 @@ class Results:
             Draws to average over; 0 uses the posterior mean.
         """
         parts: dict[str, list[np.ndarray]] = {}
-        site = _counts_site(self)
+        site = counts_site(self)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for at, batch in _passes(self, adata, indices, batch_size):
@@ -315,17 +315,13 @@ class Results:
         dataset = self.dataset(adata)
         rows = as_rows(indices, dataset)
         changes = encode_do(self.registry, do, len(rows))
-        site = _counts_site(self)
-        replicates: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for at, batch in self.batches(dataset, rows, batch_size):
-                what_if = apply_do(batch, changes, at)
-                for replicate in replicates:
-                    fn: Any = traces(self, batch, 1, what_if)[1].nodes[site]["fn"]
-                    draw = fn.sample().reshape(len(at), -1)[:, positions]
-                    replicate.append(sp.csr_matrix(draw.cpu().numpy().astype(np.float32)))
-        found = [sp.vstack(parts, format="csr") for parts in replicates]
+        parts: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
+        passes = self.batches(dataset, rows, batch_size)
+        for at, _, laws in replicates(self, passes, counts_site(self), n_samples, do=changes, seed=seed):
+            for part, law in zip(parts, laws, strict=True):
+                draw = law.sample().reshape(len(at), -1)[:, positions]
+                part.append(sp.csr_matrix(draw.cpu().numpy().astype(np.float32)))
+        found = [sp.vstack(part, format="csr") for part in parts]
         return found[0] if n_samples == 1 else found
 
     def predict(
@@ -383,14 +379,6 @@ def _genes(model: Model, wanted: Sequence[str] | None) -> tuple[list[str], slice
     if absent:
         raise KeyError(f"the model has no genes {listed(absent)}")
     return list(wanted), np.array([position[g] for g in wanted], dtype=np.int64)
-
-
-def _counts_site(model: Model) -> str:
-    found = [n for n, s in prototype(model).nodes.items() if is_observed(s)]
-    if not found:
-        raise KeyError(f"{type(model).__name__} has no observed site")
-    counts = [n for r in model.registries.values() for n, s in r.fields.items() if s.kind == "counts"]
-    return next((n for n in found if n in counts), found[0])
 
 
 def _parameters(site: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ matplotlib is imported when something is drawn, not before; ``show`` is never ca
 matplotlib is changed.
 """
 
+from pyrosc.pl.criticism import intervals, khat, mean_variance, pit, ranks, statistic
 from pyrosc.pl.doublets import doublets
 from pyrosc.pl.embedding import expression, latent
 from pyrosc.pl.factors import loadings
@@ -15,10 +16,16 @@ from pyrosc.pl.training import training_curve
 __all__ = [
     "doublets",
     "expression",
+    "intervals",
+    "khat",
     "latent",
     "loadings",
+    "mean_variance",
+    "pit",
     "predictive_check",
     "probabilities",
     "proportions",
+    "ranks",
+    "statistic",
     "training_curve",
 ]

@@ -87,6 +87,20 @@ def ticks_log1p(low: float, high: float) -> list[float]:
     return chosen
 
 
+def log_axis(axis: Any) -> None:
+    """A logarithmic axis with a few plain numbers: 1, 2, 5 where it spans little, powers of ten else."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low) if 0 < low < high else 1.0
+    subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_formatter(NullFormatter())
+    if decades < 5:
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+
+
 def legend_columns(entries: Sequence[str]) -> int:
     """Columns of a legend with many entries."""
     return -(-len(entries) // 22)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from pyrosc.pl import _style as style
+from pyrosc.pl.criticism import area, mean_variance
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from pyrosc.criticism import PredictiveChecks
     from pyrosc.models.base import Model
     from pyrosc.models.results import Indices
 
 
-class _Moments(NamedTuple):
-    """Per gene, each (g,)."""
-
-    mean: np.ndarray
-    variance: np.ndarray
-    zeros: np.ndarray
-
-
 def predictive_check(
-    model: Model,
+    model: Model | PredictiveChecks,
     adata: AnnData | None = None,
     n_samples: int = 5,
     axes: Any = None,
@@ -44,7 +37,8 @@ def predictive_check(
     Parameters
     ----------
     model
-        A trained model of counts.
+        A trained model of counts; or what `pyrosc.criticism.predictive_checks` found, to which the other
+        arguments but `axes` do not matter.
     adata
         Cells; default those the model was made with.
     n_samples
@@ -65,85 +59,33 @@ def predictive_check(
     numpy.ndarray
         The two axes.
     """
-    if n_samples < 1:
-        raise ValueError(f"n_samples is the number of replicates, at least 1; not {n_samples}")
-    from pyrosc.data.inputs import as_rows
+    from pyrosc.criticism.predictive import PredictiveChecks, predictive_checks
 
-    dataset = model.dataset(adata)
-    rows = as_rows(indices, dataset)
-    if len(rows) < 2:
-        raise ValueError(f"a variance needs at least two cells; there are {len(rows)}")
-    if len(rows) > max_cells:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, max_cells, replace=False))
+    if isinstance(model, PredictiveChecks):
+        checks = model
+    else:
+        checks = predictive_checks(
+            model,
+            adata,
+            np.arange(model.dataset(adata).n_obs) if indices is None else indices,
+            n_samples=n_samples,
+            max_cells=max_cells,
+            calibration=False,
+            batch_size=batch_size,
+            seed=seed,
+        )
     if axes is None:
         axes = style.new_axes(1, 2, size=(4.6, 4.2))
     left, right = style.some_axes(axes, 2, "predictive_check")
-    matrix = next(iter(dataset.matrices.values()))
-    observed = _moments([sp.csr_matrix(matrix.sparse_rows(r)) for r in _parts(rows)])
-    draws = model.posterior_predictive_sample(
-        adata, rows, n_samples=n_samples, batch_size=batch_size, seed=seed
-    )
-    each = [_moments([draw]) for draw in (draws if isinstance(draws, list) else [draws])]
-    replicated = _Moments(*(np.mean(values, axis=0) for values in zip(*each, strict=True)))
-    _mean_variance(left, observed, replicated)
-    _zeros(right, observed, replicated)
+    mean_variance(checks, left)
+    zeros = checks.statistic("zeros").dropna()
+    _zeros(right, zeros["observed"].to_numpy(), zeros["replicated"].to_numpy())
     return np.array([left, right], dtype=object)
 
 
-def _parts(rows: np.ndarray, size: int = 2048) -> list[np.ndarray]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _moments(parts: list[sp.csr_matrix]) -> _Moments:
-    n = sum(p.shape[0] for p in parts)
-    first, second, nonzero = (np.zeros(parts[0].shape[1]) for _ in range(3))
-    for part in parts:
-        x = part.astype(np.float64)
-        first += np.asarray(x.sum(0)).ravel()
-        second += np.asarray(x.multiply(x).sum(0)).ravel()
-        x.eliminate_zeros()
-        nonzero += x.getnnz(axis=0)
-    mean = first / n
-    variance = np.maximum(second / n - mean**2, 0) * n / (n - 1)
-    return _Moments(mean, variance, 1 - nonzero / n)
-
-
-def _mean_variance(ax: Axes, observed: _Moments, replicated: _Moments) -> None:
-    points, colours = [], []
-    for moments, colour, name in (
-        (observed, style.GREY, "observed"),
-        (replicated, style.ORANGE, "replicated"),
-    ):
-        shown = (moments.mean > 0) & (moments.variance > 0)
-        points.append(np.stack([moments.mean[shown], moments.variance[shown]], axis=1))
-        colours += [colour] * int(shown.sum())
-        ax.scatter([], [], s=24, color=colour, linewidths=0, label=name)
-    xy = np.concatenate(points)
-    order = np.random.default_rng(0).permutation(len(xy))  # neither cloud hides the other
-    draw: dict[str, Any] = {"s": _area(len(order) // 2), "alpha": 0.6, "linewidths": 0, "rasterized": True}
-    ax.scatter(xy[order, 0], xy[order, 1], c=[colours[i] for i in order], **draw)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ends = np.array(ax.get_xlim())
-    ax.plot(ends, ends, color="0.6", lw=1, ls="--", zorder=0, label="Poisson: variance = mean")
-    ax.set_xlim(*ends)
-    ax.set_xlabel("mean of the gene (counts per cell)")
-    ax.set_ylabel("variance of the gene")
-    ax.set_title("Mean and variance", fontsize=11)
-    ax.legend(frameon=False, loc="upper left", fontsize=style.SMALL, handletextpad=0.4)
-    both = (observed.variance > 0) & (replicated.variance > 0)
-    ratio = np.log2(replicated.variance[both] / observed.variance[both])
-    if len(ratio):
-        text = f"variance, replicated / observed:\nmedian {2 ** np.median(ratio):.2f}"
-        text += f", 90 % of genes {2 ** np.quantile(ratio, 0.05):.2f}–{2 ** np.quantile(ratio, 0.95):.2f}"
-        style.note(ax, text, x=0.97, y=0.03)
-    style.despine(ax)
-
-
-def _zeros(ax: Axes, observed: _Moments, replicated: _Moments) -> None:
-    x, y = observed.zeros, replicated.zeros
+def _zeros(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", zorder=0)
-    ax.scatter(x, y, s=_area(len(x)), color=style.BLUE, alpha=0.55, linewidths=0, rasterized=True)
+    ax.scatter(x, y, s=area(len(x)), color=style.BLUE, alpha=0.55, linewidths=0, rasterized=True)
     low = max(0.0, min(x.min(), y.min()) - 0.03)
     ax.set_xlim(low, 1.01)
     ax.set_ylim(low, 1.01)
@@ -159,7 +101,3 @@ def _agreement(x: np.ndarray, y: np.ndarray) -> str:
     if x.std() > 0 and y.std() > 0:
         text = f"correlation {np.corrcoef(x, y)[0, 1]:.3f}\n{text}"
     return text
-
-
-def _area(n: int) -> float:
-    return float(np.clip(12_000 / max(n, 1), 3.0, 14.0))

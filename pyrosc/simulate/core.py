@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 
 from pyrosc.data.schema import Field
-from pyrosc.infer.handlers import Fix, is_deterministic, is_latent, is_local, is_observed
+from pyrosc.infer.handlers import is_deterministic, is_latent, is_local
+from pyrosc.infer.predictive import prior_trace
 from pyrosc.models.base import Model
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ class Simulated(NamedTuple):
 
     adata: AnnData
     model: Model
-
-
-class _Uncondition(Messenger):
-    """Draw observed sites anew, but for deterministic ones."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_observed(msg):
-            msg["is_observed"], msg["value"] = False, None
 
 
 def from_model(
@@ -96,9 +87,7 @@ def from_model(
             width = batch[counts].shape[1]
             batch[counts] = (totals / width).unsqueeze(-1).expand(-1, width)
             given = {k: _tensor(v[at], model.device) for k, v in own.items()}
-            with model.minibatch(batch), Fix(given | shared), _Uncondition():
-                trace = poutine.trace(model.model).get_trace(**model.inputs(batch))
-            nodes: Mapping[str, Any] = trace.nodes
+            nodes: Mapping[str, Any] = prior_trace(model, batch, given | shared).nodes
             for name, site in nodes.items():
                 if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
                     value = site["value"]

@@ -10,9 +10,9 @@ def kept_epoch(history: pd.DataFrame) -> int | None:
     """Row of the epoch whose weights were kept: the best of the last run, after its warm-up."""
     if "elbo_validation" not in history:
         return None
-    steps = history["steps"].to_numpy()
-    start = int(np.flatnonzero(np.diff(steps, prepend=np.inf) <= 0)[-1])
-    values = history["elbo_validation"].where(history["kl_weight"] >= 1).to_numpy(float)[start:]
+    run = last_run(history)
+    start = len(history) - len(run)
+    values = run["elbo_validation"].where(run["kl_weight"] >= 1).to_numpy(float)
     return None if np.isnan(values).all() else start + int(np.nanargmax(values))
 
 
@@ -22,3 +22,28 @@ def kept_elbo(history: pd.DataFrame) -> float | None:
         return None
     row = kept_epoch(history)
     return float(history["elbo_validation"].iloc[-1 if row is None else row])
+
+
+#: Rise over the last tenth of the epochs, relative to the ELBO, above which a run was too short.
+STILL_RISING = 2e-3
+
+
+def last_run(history: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the last call of `fit`."""
+    steps = history["steps"].to_numpy()
+    return history.iloc[int(np.flatnonzero(np.diff(steps, prepend=np.inf) <= 0)[-1]) :]
+
+
+def late_gain(run: pd.DataFrame) -> tuple[float, int] | None:
+    """By how much the held-out ELBO rose at the end of a run that ended too early, and in how many epochs.
+
+    None where it was flat, or where there are too few epochs at full weight of the KL to tell.
+    """
+    if "elbo_validation" not in run:
+        return None
+    values = run.loc[run["kl_weight"] == 1, "elbo_validation"].dropna().to_numpy(float)
+    tail = max(1, len(run) // 10)
+    if len(values) <= 2 * tail:
+        return None
+    gain = float(values[-tail:].max() - values[:-tail].max())
+    return (gain, tail) if gain > STILL_RISING * abs(values[-1]) else None

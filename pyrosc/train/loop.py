@@ -23,6 +23,7 @@ from pyrosc.infer.handlers import Record
 from pyrosc.train import checkpoint as files
 from pyrosc.train.diagnose import TrainingError, culprit, diagnose
 from pyrosc.train.heldout import evaluate, parts
+from pyrosc.train.history import late_gain
 from pyrosc.train.optim import Optimizers
 from pyrosc.train.plan import Plan, kl_weight, learning_rate
 from pyrosc.train.restarts import fit_restarts
@@ -36,7 +37,6 @@ Callback = Callable[["Model", dict[str, Any]], Any]
 
 _TRAIN_SAMPLE = 1024  # training cells on which elbo_train is taken at each epoch
 _SMALL = 2**17  # values in a minibatch of counts up to which one thread trains
-_STILL_RISING = 2e-3  # relative gain over the last tenth of a run above which the user is told
 
 
 def fit(
@@ -375,17 +375,13 @@ class Run:
         self.model.history = new if old is None else pd.concat([old, new])
 
     def _hint(self) -> None:
-        values = [
-            r["elbo_validation"] for r in self.records if "elbo_validation" in r and r["kl_weight"] == 1
-        ]
-        tail = max(1, len(self.records) // 10)
-        if self.ended in ("early", "interrupted", "callback") or len(values) <= 2 * tail:
+        if self.ended in ("early", "interrupted", "callback") or not self.records:
             return
-        gain = max(values[-tail:]) - max(values[:-tail])
-        if gain > _STILL_RISING * abs(values[-1]):
+        if (late := late_gain(pd.DataFrame(self.records))) is not None:
+            gain, epochs = late
             warn(
                 f"the held-out ELBO was still rising at the end (by {gain:.1f} nats per cell over the last "
-                f"{tail} epochs); train longer: fit(max_epochs={2 * len(self.records)})",
+                f"{epochs} epochs); train longer: fit(max_epochs={2 * len(self.records)})",
                 UserWarning,
             )
 
