@@ -21,6 +21,7 @@ from pyrosc.models import (
 from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.compare import compare
+from pyrosc.tools.de import differential_expression, rank_genes_groups
 from pyrosc.tools.predict import predict
 from pyrosc.train import Plan, TrainingError
 
@@ -53,11 +54,13 @@ __all__ = [
     "compare",
     "data",
     "datasets",
+    "differential_expression",
     "distributions",
     "load",
     "nn",
     "pl",
     "predict",
+    "rank_genes_groups",
     "save",
     "simulate",
 ]

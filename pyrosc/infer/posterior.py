@@ -105,7 +105,7 @@ def stream(
     if n_samples == 0 and reduce != "mean":
         raise ValueError("draws or quantiles need n_samples > 0")
     names = list(dict.fromkeys(sites))
-    plan = _Draws()
+    plan = SharedDraws()
     was = model.training
     model.eval()
     try:
@@ -142,7 +142,7 @@ def collect(
 
 
 @dataclass
-class _Draws:
+class SharedDraws:
     """What the minibatches of a pass share: how the draws are cut, and the draws of global sites."""
 
     chunk: int | None = None
@@ -157,7 +157,7 @@ def _batch_values(
     n_samples: int,
     reduce: str | Sequence[float] | None,
     do: Mapping[str, Tensor],
-    plan: _Draws,
+    plan: SharedDraws,
 ) -> dict[str, tuple[Tensor, bool]]:
     values: dict[str, tuple[Tensor, bool]] = {}
     totals: dict[str, list[Tensor]] = {}
@@ -165,11 +165,11 @@ def _batch_values(
     while True:
         guide_trace, model_trace = traces(model, batch, chunk, do, plan.values.get(done))
         if n_samples and done not in plan.values:
-            plan.values[done] = _globals(guide_trace)
+            plan.values[done] = global_values(guide_trace)
         width = 1
         for name in names:
             node, local = _node(model, name, guide_trace, model_trace)
-            value = _site_value(node, chunk, local, n_cells, plate_nesting(model.elbo)).detach()
+            value = site_value(node, chunk, local, n_cells, plate_nesting(model.elbo)).detach()
             width = max(width, value[0].numel() if chunk else 1)
             if not chunk:
                 values[name] = (value, local)
@@ -198,7 +198,8 @@ def _batch_values(
     return values
 
 
-def _globals(guide_trace: Trace) -> dict[str, Tensor]:
+def global_values(guide_trace: Trace) -> dict[str, Tensor]:
+    """Values of the latent sites outside of the plates over cells."""
     nodes: Mapping[str, Any] = guide_trace.nodes
     return {name: site["value"] for name, site in nodes.items() if is_latent(site) and not is_local(site)}
 
@@ -219,7 +220,7 @@ def _node(model: Model, name: str, guide_trace: Trace, model_trace: Trace) -> tu
     return node, local
 
 
-def _site_value(node: Any, n_draws: int, local: bool, n_cells: int, nesting: int) -> Tensor:
+def site_value(node: Any, n_draws: int, local: bool, n_cells: int, nesting: int) -> Tensor:
     """Value of a site as (draws, n, ...), or (n, ...) for means; plate dims left out are put in."""
     value = node["value"]
     event = (
