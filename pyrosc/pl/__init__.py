@@ -4,6 +4,7 @@ matplotlib is imported when something is drawn, not before; ``show`` is never ca
 matplotlib is changed.
 """
 
+from pyrosc.pl.differential import heatmap, volcano
 from pyrosc.pl.doublets import doublets
 from pyrosc.pl.embedding import expression, latent
 from pyrosc.pl.factors import loadings
@@ -15,10 +16,12 @@ from pyrosc.pl.training import training_curve
 __all__ = [
     "doublets",
     "expression",
+    "heatmap",
     "latent",
     "loadings",
     "predictive_check",
     "probabilities",
     "proportions",
     "training_curve",
+    "volcano",
 ]

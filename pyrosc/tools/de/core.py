@@ -159,8 +159,8 @@ def differential_expression(
 
     Notes
     -----
-    ε is a hundredth of the 5 % quantile, over genes with counts, of the mean of ``scale1`` and ``scale2``. The calls are the
-    largest set of expressed genes whose mean 1 − ``proba_de`` is at most `fdr`.
+    ε is a hundredth of the 5 % quantile, over genes with counts, of the mean of ``scale1`` and ``scale2``.
+    The calls are the largest set of expressed genes whose mean 1 − ``proba_de`` is at most `fdr`.
 
     Donors have weights Gamma((n − 2)/n), n the smaller number of donors on a side, common to their cells in
     both groups, so that the variance is the unbiased one of a mean of n donors and what donors have in

@@ -213,8 +213,9 @@ def donors_of(adata: Any, key: str, groups: Groups) -> Donors:
             n = len(np.unique(codes[np.isin(groups.codes, side)]))
             if n < FEWEST:
                 raise DataError(
-                    f"{c.name}: '{label}' has cells of {n} donors in obs['{key}']; their variance needs at "
-                    f"least {FEWEST}. Without donor_key= cells are compared, which says nothing of other donors"
+                    f"{c.name}: '{label}' has cells of {n} donors in obs['{key}']; their variance "
+                    f"needs at least {FEWEST}. Without donor_key= cells are compared, which says nothing "
+                    "of other donors"
                 )
     return Donors(key, codes, names)
 
