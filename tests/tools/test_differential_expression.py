@@ -16,7 +16,7 @@ from toy_models import Cells, Factors, TwoSources
 
 from pyrosc import SCVI, DataError, DataWarning, Model, differential_expression, rank_genes_groups
 from pyrosc.data import Batch, Counts
-from pyrosc.tools.de import means, sides
+from pyrosc.tools.de import core, means, sides
 from pyrosc.tools.de.groups import donors_of, from_column
 from pyrosc.tools.de.means import PRIOR_COUNTS, Pass
 
@@ -215,14 +215,23 @@ def test_a_sample_of_the_cells_stands_for_its_group(smooth, adata):
     assert part.attrs["differential_expression"]["cells_decoded"] == 90
     assert full.attrs["differential_expression"]["cells_decoded"] == 200
     np.testing.assert_array_equal(full.sort_values(["comparison", "gene"])["n_cells2"].unique(), [133, 134])
-    # groups of unlike size: the rest keeps its proportions
-    obs = adata.obs.copy()
-    cells = np.concatenate([np.flatnonzero(obs["label"] == "B")[:8], np.flatnonzero(obs["label"] != "B")])
-    one = quiet(smooth, indices=cells, groupby="label", group1="T", calibrate=False, max_cells=40, seed=1)
-    rho = dense_rho(smooth)
-    rest = rho[[i for i in cells if obs["label"].iloc[i] != "T"]].mean(0)
+
+
+def test_a_sample_keeps_the_proportions_of_the_rest(smooth, adata):
+    some = adata.copy()
+    code = (adata.obs["batch"] == "batch_1").to_numpy()
+    kind = np.full(200, "other", object)
+    kind[np.flatnonzero(~code)[:20]] = "few"
+    kind[np.flatnonzero(code)[:80]] = "many"
+    some.obs["kind"] = kind
+    table = quiet(smooth, some, groupby="kind", group1="other", calibrate=False, max_cells=20)
     names = list(smooth.registry.var_names())
-    np.testing.assert_allclose(one.loc[names, "scale2"], rest, rtol=0.12)
+    found = (table["scale1"] * 2.0 ** -table["lfc_unshrunken"]).loc[names]  # of the draws
+    rho = dense_rho(smooth)
+    few, many = rho[kind == "few"].mean(0), rho[kind == "many"].mean(0)
+    right, wrong = (20 * few + 80 * many) / 100, (few + many) / 2
+    for value in (found, table.loc[names, "scale2"]):
+        assert np.abs(value - right).sum() < 0.4 * np.abs(value - wrong).sum()
 
 
 # --- the posterior ---------------------------------------------------------------------------------------
@@ -251,6 +260,11 @@ def test_draws_of_a_global_site_give_its_exact_posterior():
     np.testing.assert_allclose(table["lfc_std"], lfc.std(0), rtol=0.06)
     np.testing.assert_allclose(table["lfc_upper"], np.quantile(lfc, 0.975, axis=0), atol=0.12)
     np.testing.assert_allclose(table["proba_larger"], (lfc >= 0.25).mean(0), atol=0.03)
+    # a draw is one for all cells: where groups share the rates there is no change in any
+    one = Rates.from_anndata(adata)
+    same = quiet(one, groupby="batch", group1="batch_1", shrink=False, calibrate=False)
+    assert same["lfc_std"].max() < 1e-5
+    assert same["lfc_mean"].abs().max() < 1e-6
     # counts say the same as the posterior over all rates that there are
     by_counts = quiet(model, **options, n_samples=20, n_bootstrap=100).loc[names]
     assert np.median(by_counts["lfc_std"] / lfc.std(0)) == pytest.approx(1, abs=0.15)
@@ -363,6 +377,26 @@ def test_donors_widen_what_only_donors_know():
     assert donors.attrs["differential_expression"]["donor_key"] == "donor"
 
 
+def test_variances_of_donors_are_moderated(smooth, monkeypatch):
+    seen = []
+
+    def moderated(estimate, error, freedom, noise, typical):
+        seen.append((freedom, float(noise.max()), int(typical.sum())))
+        return 1000 * error
+
+    options = {"groupby": "label", "group1": "B", "donor_key": "donor"}
+    as_is = quiet(smooth, **options)
+    monkeypatch.setattr(core.eff, "moderated", moderated)
+    table = quiet(smooth, **options)
+    counts = [
+        smooth.home().X[(smooth.home().obs["label"] == "B").to_numpy() == k].sum(0) for k in (True, False)
+    ]
+    noise = sum(1 / (np.asarray(c).ravel() + 0.5) for c in counts)
+    assert seen == [(2, pytest.approx(noise.max()), int(table["is_expressed"].sum()))]
+    assert as_is["proba_de"].max() > table["proba_de"].max()
+    assert not table["is_de_fdr"].any()
+
+
 def test_when_cells_are_taken_for_replicates(smooth, adata):
     def told(**options):
         with warnings.catch_warnings(record=True) as caught:
@@ -409,11 +443,10 @@ def test_known_genes_are_found_and_silent_ones_never(adata):
     assert not table.loc[silent, "is_expressed"].any()
     assert set(table.index[-11:]) == set(silent)  # last in the table
     assert set(table.index[:5]) == {f"gene_{i}" for i in range(5)}  # what is surest first
-    assert (
-        not quiet(model, groupby="label", group1="B", min_fraction=0, min_cells=0)
-        .loc[silent[1:], "is_de_fdr"]
-        .any()
-    )
+    open_gate = quiet(model, groupby="label", group1="B", min_fraction=0, min_cells=0)
+    assert open_gate.loc["gene_20", "is_expressed"]
+    assert not open_gate.loc[silent[1:], "is_expressed"].any()
+    assert not open_gate.loc[silent[1:], "is_de_fdr"].any()
     strict = quiet(model, groupby="label", group1="B", min_cells=10_000)
     assert not strict["is_de_fdr"].any()
 
