@@ -668,3 +668,35 @@ def test_a_saved_table_and_model_work_as_well(scvi, adata, tmp_path):
     scvi.save(tmp_path / "model")
     again = pyrosc.load(tmp_path / "model", adata)
     pd.testing.assert_frame_equal(quiet(again, groupby="label"), quiet(scvi, groupby="label"))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(adata, smooth):
+    there = Smooth.from_anndata(adata, batch_key="batch").to("cuda")
+    options = {"groupby": "label", "batch_correction": True}
+    found, expected = quiet(there, **options), quiet(smooth, **options)
+    pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), rtol=1e-3, atol=1e-3)
+
+
+def test_any_model_with_the_site_will_do(adata):
+    """Labels summed out by the guide, draws one after the other, latent libraries, Bayesian loadings."""
+    import pyrosc
+
+    models = [
+        pyrosc.SCANVI.from_anndata(adata, labels_key="label", n_hidden=8),
+        pyrosc.LinearSCVI.from_anndata(adata, bayesian=True, n_hidden=8),
+        pyrosc.AUTOZI.from_anndata(adata, n_hidden=8),
+        SCVI.from_anndata(adata, latent_distribution="ln", use_observed_lib_size=False, n_hidden=8),
+        Factors.from_anndata(adata, batch_key="batch"),
+    ]
+    truth = adata.obsm["truth"]
+    one, two = (truth[(adata.obs["label"] == k).to_numpy()].mean(0) for k in ("B", "T"))
+    change = pd.Series(np.log2(one / two), adata.var_names)
+    for model in models:
+        weights = ["uniform"] if model.latent_sites(local=False) else ["uniform", "importance"]
+        for w in weights:
+            table = quiet(model, groupby="label", group1="B", group2="T", weights=w)
+            # counts correct what an untrained decoder says
+            error = table["lfc_mean"] - change[table.index]
+            assert error[table["is_de_fdr"]].abs().median() < 0.5, type(model)
+            assert np.corrcoef(table["lfc_mean"], change[table.index])[0, 1] > 0.9, type(model)
