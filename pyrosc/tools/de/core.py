@@ -83,7 +83,7 @@ def differential_expression(
     within
         Another column of ``obs``: the comparison is made in each of its categories.
     mode
-        ``"change"``: |LFC| ≥ δ; ``"vanilla"``: LFC above or below 0.
+        ``"change"``: a rise, or a fall, by δ or more; ``"vanilla"``: LFC above, or below, 0.
     delta
         δ of mode "change", log2-fold. None: the width of the central 68 % of the genes' estimates, at least
         .1.
