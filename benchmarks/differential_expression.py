@@ -181,7 +181,7 @@ def kang(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Any]:
         )
         wilcoxon = sc.get.rank_genes_groups_df(mine, "stimulated").set_index("names")["scores"]
         change, t = _pseudobulk(adata[adata.obs["cell_type"] == kind], ttest_rel)
-        here: dict[str, Any] = {"cells": mine.n_obs}
+        here: dict[str, Any] = {"n_cells": mine.n_obs}
         for name, table in tables.items():
             own = table[table["within"] == kind]
             ranks = {g: int(own.index.get_loc(g)) + 1 for g in INTERFERON if g in own.index}

@@ -280,7 +280,7 @@ def interferon() -> str:
     genes = list(next(iter(types.values()))["donors"]["ranks"])
     rows = [
         [
-            f"{name}, {figures['cells']} cells",
+            f"{name}, {figures['n_cells']} cells",
             f"{figures['donors']['called']:,} / {figures['donors']['expressed']:,}",
             *(str(figures["donors"]["ranks"].get(g, "–")) for g in genes),
             number(figures["donors"]["score_and_wilcoxon"], 2),

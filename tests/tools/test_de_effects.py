@@ -85,6 +85,16 @@ def test_summaries_of_draws():
     np.testing.assert_allclose(eff.from_draws(draws, 0.0, 0.9).smaller, (draws < 0).mean(0))
 
 
+def test_errors_are_those_on_the_side_of_zero():
+    rng = np.random.default_rng(0)
+    draws = rng.normal([[2.0], [-1.0], [0.0]], [[0.5], [0.2], [0.3]], (3, 20_000))
+    median, error = eff.estimates(draws)
+    np.testing.assert_allclose(median, [2, -1, 0], atol=0.01)
+    np.testing.assert_allclose(error[:2], [0.5, 0.2], rtol=0.03)
+    skewed = np.where(draws[0] > 2, 2 + 10 * (draws[0] - 2), draws[0])  # out to larger changes
+    np.testing.assert_allclose(eff.estimates(np.stack([skewed, -skewed]))[1], 0.5, rtol=0.03)
+
+
 def test_delta_from_the_spread_of_the_genes():
     estimate = np.random.default_rng(0).normal(0, 0.3, 100_000)
     assert eff.spread_delta(estimate) == pytest.approx(2 * 0.3 * stats.norm.ppf(0.84), rel=0.02)

@@ -341,8 +341,8 @@ def test_donor_means_are_those_of_dense_matrices(smooth):
     for group, value in zip(c.first + c.second, pair(c), strict=True):
         rows = groups.rows(group)
         own = w[:, rows]
-        gamma = prior.standard_gamma(0.5, (80, 40), np.float32)
-        ratio = (own @ x[rows] + gamma) / (own @ expected[rows] + 0.5)
+        gamma = prior.standard_gamma(PRIOR_COUNTS, (80, 40), np.float32)
+        ratio = (own @ x[rows] + gamma) / (own @ expected[rows] + PRIOR_COUNTS)
         np.testing.assert_allclose(value, own @ rho[rows] / own.sum(1, keepdims=True) * ratio, rtol=1e-4)
 
 

@@ -102,7 +102,7 @@ def differential_expression(
         ``"importance"``: each cell's draws are taken again with probabilities p(x, z) / q(z | x), for a
         guide that fits badly. Needs more draws (``n_samples=50``); not for models with global latent sites.
     calibrate
-        Multiply group means by observed over expected counts, with a prior of half a count: takes out what
+        Multiply group means by observed over expected counts, with a prior of one count: takes out what
         the decoder misses and brings in the noise of the counts. Default: where the likelihood is one of
         counts and has a mean. False: the model's means, whose error is then only what the draws hold; right
         for models with a posterior over the whole decoder.
@@ -267,7 +267,7 @@ def differential_expression(
 
 
 class _Estimates:
-    """Medians and standard deviations of the draws of each comparison's log-fold changes, and ε."""
+    """Estimates of each comparison's log-fold changes with their standard errors, and ε."""
 
     def __init__(self, means: Any, comparisons: Sequence[Comparison], counted: np.ndarray) -> None:
         self._means, n_genes = means, len(counted)
@@ -281,9 +281,8 @@ class _Estimates:
         for genes, pair in means.blocks():
             for c in comparisons:
                 draws = self._changes(pair, c)
-                self.value[c.name][genes] = np.median(draws, 1)
-                # equal draws would be certainty, which no finite sample gives
-                self.error[c.name][genes] = np.maximum(draws.std(1, dtype=np.float64), 1e-6)
+                median, error = eff.estimates(draws)
+                self.value[c.name][genes], self.error[c.name][genes] = median, error
 
     def _changes(self, pair: Any, c: Comparison) -> np.ndarray:
         """(genes, draws) of log2-fold changes."""

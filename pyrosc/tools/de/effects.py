@@ -40,6 +40,22 @@ class Effects:
     smaller: np.ndarray
 
 
+def estimates(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of the draws (g, s), and their standard deviations on the side of zero.
+
+    Where one group has few counts draws reach far on the other side, from a large change to a larger one,
+    which is not what decides whether there is a change.
+
+    Returns
+    -------
+    tuple
+        (g,) and (g,) float64, the latter positive: equal draws would be a certainty that no sample gives.
+    """
+    middle = np.median(draws, 1, keepdims=True)
+    inward = np.minimum((draws - middle) * np.sign(middle), 0)
+    return middle[:, 0].astype(np.float64), np.sqrt(2 * (inward**2).mean(1, dtype=np.float64)) + 1e-6
+
+
 def from_draws(draws: np.ndarray, delta: float, level: float) -> Effects:
     """Effects as the draws (s, g) have them."""
     tail = (1 - level) / 2

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _BATCH, _BLOCK = 2**23, 2**24
 #: Bytes of group means kept in memory; above, they are in a temporary file.
 _IN_MEMORY = 2**29
-#: Counts, in agreement with the model, that the ratio of observed to expected counts starts from: Jeffreys'
-#: prior of a Poisson rate.
-PRIOR_COUNTS = 0.5
+#: Counts, in agreement with the model, that the ratio of observed to expected counts starts from. With half a
+#: count (Jeffreys' prior) draws of a group without counts reach down so far that nothing is sure about it.
+PRIOR_COUNTS = 1.0
 _LARGEST_BATCH = 512
 
 

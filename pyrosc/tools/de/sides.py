@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrosc.tools.de.groups import Comparison, Donors, Groups
-from pyrosc.tools.de.means import Pass, Store, Sums, calibrated, sample_rows, unit_sums
+from pyrosc.tools.de.means import PRIOR_COUNTS, Pass, Store, Sums, calibrated, sample_rows, unit_sums
 
 if TYPE_CHECKING:
     from pyrosc.data import Dataset
@@ -169,7 +169,7 @@ class DonorMeans:
             if counted:
                 assert sums.observed is not None
                 assert sums.expected is not None
-                mean = mean * (sums.observed[0] + 0.5) / (sums.expected.mean(0) + 0.5)
+                mean = mean * (sums.observed[0] + PRIOR_COUNTS) / (sums.expected.mean(0) + PRIOR_COUNTS)
             self._scale[i] = mean
 
     def _mean(self, side: tuple[int, ...]) -> np.ndarray:
