@@ -22,6 +22,7 @@ from pyrosc.models import (
 from pyrosc.models.base import cells
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.compare import compare
+from pyrosc.tools.de import differential_expression, rank_genes_groups
 from pyrosc.tools.predict import predict
 from pyrosc.tools.surgery import surgery
 from pyrosc.tools.transfer import transfer_labels
@@ -58,11 +59,13 @@ __all__ = [
     "criticism",
     "data",
     "datasets",
+    "differential_expression",
     "distributions",
     "load",
     "nn",
     "pl",
     "predict",
+    "rank_genes_groups",
     "report",
     "save",
     "simulate",

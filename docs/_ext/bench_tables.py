@@ -283,6 +283,76 @@ def criticism() -> str:
     return table([*header, "simulated truth in 50 % intervals (%)", "in 90 % intervals (%)"], rows)
 
 
+def differential_expression() -> str:
+    """Calls against known truth: both tools, and ours without its parts."""
+    found = (read("differential_expression") or {}).get("simulations")
+    if found is None or "mean" not in found:
+        return PENDING
+    keys = ("fdr", "power", "power_ranked", "coverage")
+    rows = []
+    if peer := (read("peer_de_simulations") or {}).get("simulations"):
+        means = [sum(s[k] for s in peer.values()) / len(peer) for k in keys[:3]]
+        rows.append(["scvi-tools 1.4.2, change", str(len(peer)), *(number(m, 3) for m in means), "–"])
+    n = str(len(found["each"]))
+    for name, mean in found["mean"].items():
+        label = "pyrosc" if name == "default" else f"pyrosc, {name}"
+        rows.append([label, n, *(number(mean[k], 3) for k in keys)])
+    header = ["", "data sets", "realised FDR at .05", "power", "power in order", "95 % intervals hold"]
+    return table(header, rows)
+
+
+def donors() -> str:
+    """Calls where donors differ."""
+    found = (read("differential_expression") or {}).get("donors")
+    if found is None:
+        return PENDING
+    rows = [
+        [name, *(number(figures[k][m], 3) for k in ("donor", "cells") for m in ("fdr", "power"))]
+        for name, figures in found["each"].items()
+    ]
+    return table(["donors", "FDR, `donor_key`", "power", "FDR, cells as replicates", "power"], rows)
+
+
+def interferon() -> str:
+    """Known genes of interferon's effect, and other tests."""
+    found = (read("differential_expression") or {}).get("kang")
+    if found is None:
+        return PENDING
+    types = found["types"]
+    genes = list(next(iter(types.values()))["donors"]["ranks"])
+    rows = [
+        [
+            f"{name}, {figures['n_cells']} cells",
+            f"{figures['donors']['called']:,} / {figures['donors']['expressed']:,}",
+            *(str(figures["donors"]["ranks"].get(g, "–")) for g in genes),
+            number(figures["donors"]["score_and_wilcoxon"], 2),
+            number(figures["donors"]["lfc_and_pseudobulk"], 2),
+        ]
+        for name, figures in types.items()
+    ]
+    return table(["", "called", *(f"rank of {g}" for g in genes), "Wilcoxon", "pseudobulk"], rows)
+
+
+def differential_expression_cost() -> str:
+    """Seconds and memory."""
+    found = read("differential_expression") or {}
+    clock, large = found.get("time"), found.get("memory")
+    rows = []
+    if clock is not None:
+        name = f"{clock['cells']:,} cells × {clock['genes']:,} genes, 7 types against the rest"
+        if peer := read("peer_de_time"):
+            rows.append(
+                [f"{name}, scvi-tools 1.4.2", number(peer["median"]), number(peer.get("median_cpu")), "–"]
+            )
+        rows.append([f"{name}, pyrosc", number(clock["median"]), number(clock["median_cpu"]), "–"])
+    if large is not None:
+        name = f"{large['cells']:,} cells × {large['genes']:,} genes, 20 groups against the rest, pyrosc"
+        peak = number(large["peak_memory_mib"], 0)
+        rows.append([name, number(large["seconds"]), number(large["cpu_seconds"]), peak])
+    header = ["", "seconds", "of processor", "peak memory beyond the data (MiB)"]
+    return table(header, rows) if rows else PENDING
+
+
 def _doublets(figures: dict[str, Any]) -> list[str]:
     keys = ("auroc", "average_precision", "rate", "true_rate")
     return [*(number(figures[key], 3) for key in keys), number(figures["seconds"])]
@@ -304,6 +374,7 @@ def render(name: str) -> str:
         coverage,
         criticism,
     )
+    makers += (differential_expression, donors, interferon, differential_expression_cost)
     return {maker.__name__: maker for maker in makers}[name]()
 
 

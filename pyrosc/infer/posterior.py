@@ -122,7 +122,7 @@ def stream(
     if n_samples == 0 and reduce != "mean":
         raise ValueError("draws or quantiles need n_samples > 0")
     names = list(dict.fromkeys(sites))
-    plan = _Draws()
+    plan = SharedDraws()
     was = model.training
     model.eval()
     try:
@@ -159,7 +159,7 @@ def collect(
 
 
 @dataclass
-class _Draws:
+class SharedDraws:
     """What the minibatches of a pass share: how the draws are cut, and the draws of global sites."""
 
     chunk: int | None = None
@@ -174,7 +174,7 @@ def _batch_values(
     n_samples: int,
     reduce: str | Sequence[float] | None,
     do: Mapping[str, Tensor],
-    plan: _Draws,
+    plan: SharedDraws,
 ) -> dict[str, tuple[Tensor, bool]]:
     values: dict[str, tuple[Tensor, bool]] = {}
     totals: dict[str, list[Tensor]] = {}

@@ -54,3 +54,11 @@ def enumerated_sites(model: Model) -> set[str]:
         for name, site in prototype(model).nodes.items()
         if is_latent(site) and (site.get("infer") or {}).get("enumerate")
     }
+
+
+def need_site(model: Model, site: str, what: str, attribute: str | None) -> None:
+    """Raise a KeyError that says which site a result needs, which there are, and how to name another."""
+    sites = [n for n, s in prototype(model).nodes.items() if s["type"] == "sample"]
+    if site not in sites:
+        hint = f"; set {attribute} = '<site>' in the class" if attribute else ""
+        raise KeyError(f"{type(model).__name__} has no site '{site}' for {what}; it has {sites}{hint}")

@@ -18,8 +18,9 @@ from pyrosc.data.inputs import as_rows, encode_do
 from pyrosc.infer.evaluate import marginal_log_likelihood, parts_per_cell
 from pyrosc.infer.posterior import stream, traces
 from pyrosc.infer.predictive import counts_site, replicates
-from pyrosc.infer.structure import prototype
+from pyrosc.infer.structure import need_site
 from pyrosc.tools.annotate import annotate
+from pyrosc.tools.de import differential_expression
 from pyrosc.tools.predict import predict
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Results:
         numpy.ndarray or tuple
             (n, n_latent) float32, or two of them.
         """
-        _need(self, self.latent, "the latent space", "latent")
+        need_site(self, self.latent, "the latent space", "latent")
         if return_dist:
             return self._latent_distribution(adata, indices, batch_size)
         n_samples = 0 if give_mean else 1
@@ -131,7 +132,7 @@ class Results:
         pandas.DataFrame or numpy.ndarray
             (n, g) cells by genes, float32.
         """
-        _need(self, self.expression, "normalised expression", "expression")
+        need_site(self, self.expression, "normalised expression", "expression")
         genes, positions = _genes(self, gene_list)
         batches = (
             [transform_batch]
@@ -171,7 +172,7 @@ class Results:
         self: Any, adata: AnnData | None = None, indices: Indices = None, *, batch_size: int = 512
     ) -> np.ndarray:
         """Library size of each cell, (n,): observed, or exp of the mean of q(log library | x)."""
-        _need(self, "library", "library sizes", None)
+        need_site(self, "library", "library sizes", None)
         found = self.posterior("library", adata=adata, indices=indices, batch_size=batch_size)
         return np.exp(found["library"]).reshape(-1)
 
@@ -335,6 +336,12 @@ class Results:
         """Class of each cell, or with ``soft=True`` its probabilities; see `pyrosc.predict`."""
         return predict(self, adata, indices, soft=soft, batch_size=batch_size)
 
+    def differential_expression(
+        self: Any, adata: AnnData | None = None, indices: Indices = None, **options: Any
+    ) -> pd.DataFrame:
+        """Genes that differ between groups of cells; options as of `pyrosc.differential_expression`."""
+        return differential_expression(self, adata, indices, **options)
+
     def annotate(self: Any, adata: AnnData | None = None, **options: Any) -> AnnData:
         """Write the standard results into an AnnData; all options are those of `pyrosc.annotate`."""
         return annotate(self, adata, **options)
@@ -389,10 +396,3 @@ def _parameters(site: Any) -> dict[str, Tensor]:
     if hasattr(law, "parameters"):
         return law.parameters()
     return {name: getattr(law, name) for name in law.arg_constraints}
-
-
-def _need(model: Model, site: str, what: str, attribute: str | None) -> None:
-    sites = [n for n, s in prototype(model).nodes.items() if s["type"] == "sample"]
-    if site not in sites:
-        hint = f"; set {attribute} = '<site>' in the class" if attribute else ""
-        raise KeyError(f"{type(model).__name__} has no site '{site}' for {what}; it has {sites}{hint}")

@@ -5,6 +5,7 @@ matplotlib is changed.
 """
 
 from pyrosc.pl.criticism import intervals, khat, mean_variance, pit, ranks, statistic
+from pyrosc.pl.differential import heatmap, volcano
 from pyrosc.pl.doublets import doublets
 from pyrosc.pl.embedding import expression, latent
 from pyrosc.pl.factors import loadings
@@ -16,6 +17,7 @@ from pyrosc.pl.training import training_curve
 __all__ = [
     "doublets",
     "expression",
+    "heatmap",
     "intervals",
     "khat",
     "latent",
@@ -28,4 +30,5 @@ __all__ = [
     "ranks",
     "statistic",
     "training_curve",
+    "volcano",
 ]

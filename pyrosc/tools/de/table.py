@@ -1,0 +1,127 @@
+"""Raw statistics of the groups, and the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from pyrosc.tools.de.effects import Effects
+
+if TYPE_CHECKING:
+    from pyrosc.data import Dataset
+    from pyrosc.tools.de.groups import Comparison, Groups
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class RawStatistics:
+    """Sums of counts, cells with counts (groups, g), and cells (groups,), over all cells of the groups."""
+
+    sums: np.ndarray
+    detected: np.ndarray
+    cells: np.ndarray
+
+    def of(self, side: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Mean counts per cell, share of cells with counts, and cells of a side."""
+        at = list(side)
+        n = int(self.cells[at].sum())
+        return self.sums[at].sum(0) / n, self.detected[at].sum(0) / n, n
+
+    def noise(self, c: Comparison) -> np.ndarray:
+        """(g,) variance of a log ratio of Poisson counts, 1/N₁ + 1/N₂, with half a count added to each."""
+        return sum(1 / (self.sums[list(side)].sum(0) + 0.5) for side in (c.first, c.second))
+
+
+def raw_statistics(dataset: Dataset, field: str, groups: Groups) -> RawStatistics:
+    """Statistics of the counts of each group, in one pass over the rows."""
+    matrix = dataset.matrices[field]
+    n_groups = len(groups.names)
+    sums = np.zeros((n_groups, matrix.shape[1]))
+    detected = np.zeros_like(sums)
+    rows = np.flatnonzero(groups.codes >= 0)
+    for start in range(0, len(rows), _CHUNK):
+        at = rows[start : start + _CHUNK]
+        block = sp.csr_matrix(matrix.sparse_rows(at))
+        member = sp.csr_matrix(
+            (np.ones(len(at)), (groups.codes[at], np.arange(len(at)))), shape=(n_groups, len(at))
+        )
+        sums += (member @ block).toarray()
+        seen = sp.csr_matrix(((block.data != 0).astype(np.float64), block.indices, block.indptr), block.shape)
+        detected += (member @ seen).toarray()
+    cells = np.bincount(groups.codes[rows], minlength=n_groups)
+    return RawStatistics(sums, detected, cells)
+
+
+def expressed(raw: RawStatistics, c: Comparison, min_fraction: float, min_cells: int) -> np.ndarray:
+    """Genes with counts in `min_cells` cells and a share `min_fraction` of one of the two sides."""
+    found = np.zeros(raw.sums.shape[1], bool)
+    for side in (c.first, c.second):
+        _, share, n = raw.of(side)
+        found |= (share >= min_fraction) & (np.rint(share * n) >= max(min_cells, 1))
+    return found
+
+
+def rows_of(
+    genes: list[str],
+    c: Comparison,
+    effects: Effects,
+    p: np.ndarray,
+    unshrunken: np.ndarray,
+    scales: tuple[np.ndarray, np.ndarray],
+    raw: RawStatistics,
+    is_expressed: np.ndarray,
+    calls: np.ndarray | None,
+) -> pd.DataFrame:
+    """Rows of one comparison, those that a reader wants first on top."""
+    (mean1, share1, n1), (mean2, share2, n2) = raw.of(c.first), raw.of(c.second)
+    columns: dict[str, Any] = {
+        "comparison": c.name,
+        "group1": c.group1,
+        "group2": c.group2,
+        **({} if c.within is None else {"within": c.within}),
+        **({} if calls is None else {"is_de_fdr": calls}),
+        "proba_de": p,
+        "bayes_factor": _logit(p),
+        "lfc_mean": effects.mean,
+        "lfc_median": effects.median,
+        "lfc_std": effects.std,
+        "lfc_lower": effects.lower,
+        "lfc_upper": effects.upper,
+        "lfc_unshrunken": unshrunken,
+        "proba_larger": effects.larger,
+        "proba_smaller": effects.smaller,
+        "scale1": scales[0],
+        "scale2": scales[1],
+        "raw_mean1": mean1,
+        "raw_mean2": mean2,
+        "non_zeros_proportion1": share1,
+        "non_zeros_proportion2": share2,
+        "is_expressed": is_expressed,
+        "n_cells1": n1,
+        "n_cells2": n2,
+    }
+    table = pd.DataFrame(columns, index=pd.Index(genes, name="gene"))
+    order = np.lexsort(
+        (-np.abs(effects.mean), -p, -np.abs(sure(table)), ~is_expressed)
+        if calls is None
+        else (-np.abs(effects.mean), -p, -np.abs(sure(table)), ~is_expressed, ~calls)
+    )
+    return table.iloc[order]
+
+
+def sure(table: pd.DataFrame) -> np.ndarray:
+    """End of the credible interval nearer to zero; 0 where the interval holds it."""
+    low, high = table["lfc_lower"].to_numpy(), table["lfc_upper"].to_numpy()
+    return np.clip(low, 0, None) + np.clip(high, None, 0)
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    """Log odds, finite."""
+    tiny = 1e-12
+    clipped = np.clip(p, tiny, 1 - tiny)
+    return np.log(clipped) - np.log1p(-clipped)
