@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,31 @@ def coverage() -> str:
     return table(["", *(f"{level:.0%} intervals" for level in found["levels"])], rows)
 
 
+def covariates() -> str:
+    """Nuisances and what is to be kept, by workflow: medians over genes, means over seeds."""
+    found = read("covariates") or {}
+    cells, cycle = found.get("kang", {}), found.get("fucci", {})
+    names = dict.fromkeys([*next(iter(cells.values()), {}), *next(iter(cycle.values()), {})])
+    rows = []
+    for name in names:
+        own = [run[name] for run in cells.values() if name in run]
+        angle = [run[name] for run in cycle.values() if name in run]
+        shown = [_median([r["geary"][k] for r in own]) for k in ("interferon", "ribosomal", "markers")]
+        shown += [_average([r["purity_cell_type"] for r in own])]
+        shown += [_average([r[k] for r in angle]) for k in ("variance_explained", "purity_chip_id")]
+        rows.append([name, *(number(v, 3) for v in shown)])
+    header = ["", "C, interferon", "C, ribosomal", "C, markers", "neighbours of one type"]
+    return table([*header, "cell cycle explained", "neighbours of one individual"], rows) if rows else PENDING
+
+
+def _average(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _median(runs: list[dict[str, float]]) -> float | None:
+    return _average([statistics.median(run.values()) for run in runs])
+
+
 def criticism() -> str:
     """Calibration of scVI's predictions and of its guide."""
     found = read("criticism")
@@ -362,18 +388,8 @@ def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
         return data_set(name)
-    makers = (
-        summary,
-        step,
-        cellassign,
-        solo,
-        labels,
-        surgery,
-        stereoscope,
-        linear_decoder,
-        coverage,
-        criticism,
-    )
+    makers = (summary, step, cellassign, solo, labels, stereoscope, linear_decoder, coverage)
+    makers += (covariates, surgery, criticism)
     makers += (differential_expression, donors, interferon, differential_expression_cost)
     return {maker.__name__: maker for maker in makers}[name]()
 
