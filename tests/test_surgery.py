@@ -195,6 +195,35 @@ def test_a_query_of_a_query_and_saving_in_between(case, tmp_path):
     assert_identical(results(model, reference), results(again, reference))
 
 
+def test_new_rows_are_held_to_the_spread_of_the_old(scvi):
+    """The prior by hand, its gradient in the loss, and less movement the more it weighs."""
+    model, _, query = scvi
+    mapped = pyrosc.surgery(model, query, shrinkage=2.0)
+    tables = [mapped.get_submodule(n) for n in mapped.surgery.fixed]
+    with torch.no_grad():
+        for table in tables:
+            table.added += 0.01
+    with torch.no_grad():
+        expected = sum(((t.added - t.rows.mean(0)) ** 2).sum() / t.rows.var(0).mean() for t in tables)
+        torch.testing.assert_close(mapped.surgery.penalty(mapped), expected)  # 2 / (2 σ²)
+    assert pyrosc.surgery(model, query, shrinkage=0).surgery.penalty(mapped) == 0
+
+    def moved(weight: float) -> float:
+        found = quickly(pyrosc.surgery(model, query, shrinkage=weight), 20)
+        start = pyrosc.surgery(model, query)
+        return sum(
+            float((a.added - b.added).detach().norm())
+            for a, b in zip(
+                *([m.get_submodule(n) for n in m.surgery.fixed] for m in (found, start)), strict=True
+            )
+        )
+
+    free, held, fast = moved(0), moved(1), moved(1e4)
+    assert free > held > fast
+    with pytest.raises(ValueError, match="shrinkage is 0 or more, not -1"):
+        pyrosc.surgery(model, query, shrinkage=-1)
+
+
 def test_training_can_be_resumed(scvi, tmp_path):
     model, _, query = scvi
     whole = quickly(pyrosc.surgery(model, query), 4)

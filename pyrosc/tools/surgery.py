@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyrosc.data import MAIN, DataError, Dataset, Registry, preflight
 from pyrosc.data.encode import part
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Share of the reference's genes below which the user is told.
 _OVERLAP = 0.8
+_TINY = 1e-12  # rows that are all the same have no spread
 #: How the query trains: few numbers move, so that few steps are enough, at a higher rate.
 _PLAN: dict[str, Any] = {"steps": 300, "min_epochs": 10, "max_epochs": 100, "lr": 2e-2, "warmup": 0.0}
 _PLAN |= {"weight_decay": 0.0}
@@ -41,11 +43,14 @@ class Surgery:
     missing_genes
         Whether genes that cells lack are left out of their likelihood (``"mask"``) or zero counts
         (``"zero"``).
+    shrinkage
+        Weight of the prior of the new rows; 0 for none.
     """
 
     fixed: Mapping[str, int]
     free: tuple[str, ...] = ()
     missing_genes: str = "mask"
+    shrinkage: float = 1.0
 
     def apply(self, model: Model) -> None:
         """Make the new rows, and what is free, all that trains."""
@@ -69,6 +74,23 @@ class Surgery:
             if name and not self.frees(name):
                 module.training = False
 
+    def penalty(self, model: Model) -> Tensor | float:
+        """Minus log-density of the new rows under their prior, in nats for all of them, times its weight.
+
+        In each table they are Normal, about the mean of the reference's rows and as far from it as those are:
+        a batch is one of many. Without it, directions of the latent space in which the query may be shifted
+        at hardly any cost, since encoder and decoder can make up for one another, are left to chance.
+        """
+        total: Tensor | float = 0.0
+        for name in self.fixed if self.shrinkage else ():
+            table = _table(model, name)
+            if table.added is not None and table.added.requires_grad:
+                rows = table.rows.detach()
+                centre = rows.mean(0)
+                variance = rows.var(0).mean() if len(rows) > 1 else rows.square().mean()
+                total = total + (table.added - centre).square().sum() / (2 * variance + _TINY)
+        return self.shrinkage * total
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self) | {"fixed": dict(self.fixed)}
@@ -76,7 +98,7 @@ class Surgery:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Surgery:
         """Inverse of `to_dict`."""
-        return cls(dict(values["fixed"]), tuple(values["free"]), values["missing_genes"])
+        return cls(**(dict(values) | {"free": tuple(values["free"])}))
 
 
 def surgery(
@@ -87,6 +109,7 @@ def surgery(
     labels: bool = False,
     decoder_only: bool = False,
     missing_genes: Literal["mask", "zero"] = "mask",
+    shrinkage: float = 1.0,
 ) -> Model:
     """A copy of a trained model that learns the new batches of query cells, with all else as it was.
 
@@ -113,6 +136,8 @@ def surgery(
     missing_genes
         Genes of the model that the query lacks are zero for the encoder. ``"mask"`` leaves them out of the
         likelihood; ``"zero"`` takes the zeros for counts, as scvi-tools does.
+    shrinkage
+        Weight of the prior that holds the new rows to the reference's (`Surgery.penalty`); 0 for none.
 
     Returns
     -------
@@ -132,7 +157,7 @@ def surgery(
     Biotechnology 40 (2022).
     """
     name = type(model).__name__
-    _check(model, name, missing_genes)
+    _check(model, name, missing_genes, shrinkage)
     before = model.registry
     _check_genes(before, query, name)
     registry = before.extend(query, labels=labels, missing=True)
@@ -156,7 +181,7 @@ def surgery(
             f"{listed(sorted({k.split('.')[0] for k in new.state_dict()}), 20)}"
         )
     fixed = _carry_over(model, new, name)
-    Surgery(fixed, free, missing_genes).apply(new)
+    Surgery(fixed, free, missing_genes, shrinkage).apply(new)
     new.initialize_query(dataset)
     new.to(model.device)
     if missing_genes == "mask":
@@ -167,8 +192,10 @@ def surgery(
     return new
 
 
-def _check(model: Model, name: str, missing_genes: str) -> None:
+def _check(model: Model, name: str, missing_genes: str, shrinkage: float) -> None:
     one_of("missing_genes", missing_genes, ("mask", "zero"))
+    if shrinkage < 0:
+        raise ValueError(f"shrinkage is 0 or more, not {shrinkage}")
     if list(model.registries) != [MAIN]:
         raise ValueError(f"surgery is for models of one data source; {name} reads {sorted(model.registries)}")
     if not model.trained:

@@ -297,6 +297,8 @@ class Run:
             if blame := culprit(model, batch, names):
                 raise self._error(batch, names, blame) from error
             raise
+        if model.surgery is not None:
+            loss = loss + model.surgery.penalty(model) / sum(model.n_train.values())
         owned: dict[str, Tensor] = {}
         if record is not None:
             terms = model.auxiliary(model.inputs(batch), record.sites, self.step)
