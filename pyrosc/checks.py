@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 
+from pyrosc.criticism import predictive_checks
 from pyrosc.data import MAIN
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.handlers import Means, is_latent
@@ -22,6 +23,7 @@ from pyrosc.infer.structure import prototype, sites_of_cells
 from pyrosc.models.base import Model
 from pyrosc.nn import CategoryTable
 from pyrosc.simulate import design_for
+from pyrosc.tools.de import differential_expression
 from pyrosc.tools.surgery import surgery
 
 
@@ -220,6 +222,28 @@ def surgery_keeps_the_reference(case: Case) -> None:
         assert np.array_equal(expected[site], found[site]), f"'{site}' of the reference moved"
 
 
+def tools_take_it(case: Case) -> None:
+    """Differential expression and predictive checks run where the sites are there, and change no data."""
+    model = case.fitted()
+    if list(model.datasets) != [MAIN]:
+        return
+    adata, sites = model.home(), prototype(model).nodes
+    before = adata.copy()
+    first = np.arange(adata.n_obs) < adata.n_obs // 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if model.expression in sites:
+            table = differential_expression(model, idx1=first, n_samples=2, n_bootstrap=5)
+            assert np.isfinite(table["lfc_mean"]).all(), "log-fold changes are not finite"
+            assert not table["is_de_fdr"].all(), "two halves of the cells differ in every gene"
+        if "counts" in model.support().values() or not model.support():
+            predictive_checks(model, n_samples=2)
+    if hasattr(adata, "obs"):
+        assert adata.obs.equals(before.obs), "obs was changed"
+        assert set(adata.obsm) == set(before.obsm), "obsm was changed"
+        assert set(adata.uns) == set(before.uns), "uns was changed"
+
+
 #: Every check, in the order in which they run.
 CHECKS: tuple[Callable[[Case], None], ...] = (
     signatures_agree,
@@ -235,6 +259,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     categories_live_in_tables,
     several_draws_at_once,
     surgery_keeps_the_reference,
+    tools_take_it,
 )
 
 
