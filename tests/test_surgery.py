@@ -433,6 +433,10 @@ def test_what_cannot_be_operated_on(scvi):
         pyrosc.surgery(fitted(SCVI, SMALL, {}, reference, 2), query)
     with pytest.raises(ValueError, match="parameters of its own for each cell"):
         pyrosc.surgery(fitted(Cells, {}, {}, reference, 2), query)
+    with pytest.raises(TypeError, match=r"from_reference\(folder, query\)"):
+        pyrosc.surgery("atlas", query)
+    with pytest.raises(TypeError, match="not 'cell_type'; name arguments"):
+        model.get_latent_representation("cell_type")
     with pytest.raises(ValueError, match="missing_genes is one of 'mask', 'zero'"):
         pyrosc.surgery(model, query, missing_genes="mean")
     with pytest.raises(TypeError, match="the reference is a SCVI, not a SCANVI"):

@@ -509,6 +509,10 @@ class Model(nn.Module, Results, metaclass=Built):
                 raise ValueError(f"{type(self).__name__} was loaded without data; pass adata=")
             self.datasets[source].verify()
             return self.datasets[source]
+        if not hasattr(adata, "obs_names"):
+            raise TypeError(
+                f"adata is an AnnData with other cells, not {adata!r}; name arguments that follow"
+            )
         dataset = Dataset(adata, self.registries[source], type(self).__name__)
         preflight(dataset, self.support(), query=True)
         return dataset

@@ -156,6 +156,11 @@ def surgery(
     Lotfollahi et al. Mapping single-cell data to reference atlases by transfer learning. Nature
     Biotechnology 40 (2022).
     """
+    if not hasattr(model, "registries") or not hasattr(query, "obs_names"):
+        raise TypeError(
+            "surgery takes a trained model and an AnnData of the query; a saved reference is given to "
+            "SCVI.from_reference(folder, query)"
+        )
     name = type(model).__name__
     _check(model, name, missing_genes, shrinkage)
     before = model.registry
