@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _OVERLAP = 0.8
 _TINY = 1e-12  # rows that are all the same have no spread
 #: How the query trains: few numbers move, so that few steps are enough, at a higher rate.
-_PLAN: dict[str, Any] = {"steps": 300, "min_epochs": 10, "max_epochs": 100, "lr": 2e-2, "warmup": 0.0}
+_PLAN: dict[str, Any] = {"steps": 150, "min_epochs": 10, "max_epochs": 75, "lr": 2e-2, "warmup": 0.0}
 _PLAN |= {"weight_decay": 0.0}
 
 
@@ -142,7 +142,7 @@ def surgery(
     Returns
     -------
     Model
-        Of the model's class, to be trained by `fit`, with a plan of its own: a tenth of the steps.
+        Of the model's class, to be trained by `fit`, with a plan of its own: 150 steps, at a higher rate.
 
     Raises
     ------
