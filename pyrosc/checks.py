@@ -198,12 +198,12 @@ def several_draws_at_once(case: Case) -> None:
 def surgery_keeps_the_reference(case: Case) -> None:
     """A query with new categories trains rows of its own, and moves nothing of the reference."""
     fields = case.cls.fields(**case.options).values()
-    if {f.source for f in fields} != {MAIN} or any(f.kind == "index" or f.modality for f in fields):
+    if {f.source for f in fields} != {MAIN} or any(f.modality for f in fields):
         return
     if not any(f.kind in ("categorical", "categoricals") for f in fields):
         return
     model = case.fitted()
-    if model.per_cell_guide:
+    if model.knows_cells:
         return
     reference, query = model.home(), model.home().copy()
     for state in model.registry.fields.values():

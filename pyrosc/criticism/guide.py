@@ -18,6 +18,7 @@ from pyrosc.data.inputs import rows_key
 from pyrosc.data.schema import MAIN
 from pyrosc.infer.evaluate import log_weights
 from pyrosc.infer.handlers import is_latent, source_of
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import draws_at_once, globals_of, traces
 from pyrosc.infer.psis import khat_threshold, smooth
 
@@ -133,21 +134,15 @@ def guide_diagnostics(
     parts: dict[str, list[np.ndarray]] = {}
     sites: tuple[str, ...] = ()
     fixed: dict[str, Tensor] | None = None
-    was = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            for _, batch in model.batches(chosen.dataset, chosen.rows, batch_size, source):
-                if fixed is None:
-                    guide_trace = traces(model, batch)[0]
-                    fixed = globals_of(guide_trace)
-                    sites = _drawn(model, guide_trace, source)
-                weights = _draw(model, batch, n_samples, fixed, source)
-                for name, value in _diagnose(weights).items():
-                    parts.setdefault(name, []).append(value.cpu().numpy())
-    finally:
-        model.train(was)
+    with evaluating(model, seed), torch.no_grad():
+        for _, batch in model.batches(chosen.dataset, chosen.rows, batch_size, source):
+            if fixed is None:
+                guide_trace = traces(model, batch)[0]
+                fixed = globals_of(guide_trace)
+                sites = _drawn(model, guide_trace, source)
+            weights = _draw(model, batch, n_samples, fixed, source)
+            for name, value in _diagnose(weights).items():
+                parts.setdefault(name, []).append(value.cpu().numpy())
     columns = {name: np.concatenate(v) for name, v in parts.items()}
     cells = pd.DataFrame(columns, index=pd.Index(chosen.dataset.obs_names[chosen.rows], name="cell"))
     threshold = khat_threshold(n_samples)

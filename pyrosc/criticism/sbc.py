@@ -17,6 +17,7 @@ from pyrosc.data.errors import listed
 from pyrosc.data.schema import MAIN
 from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.handlers import is_deterministic, is_latent, source_of
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import draws_at_once, globals_of, guide_trace, site_value, traces
 from pyrosc.infer.predictive import arguments_observed, prior_trace
 from pyrosc.infer.structure import sites_of_cells
@@ -169,7 +170,7 @@ def simulation_based_calibration(
         )
     wanted = _sites(model, sites, source)
     name = type(model).__name__
-    if getattr(model, "per_cell_guide", False) or model.registries[source].obs_names is not None:
+    if model.per_cell_guide or model.registries[source].obs_names is not None:
         raise ValueError(
             f"{name} has parameters of its own for each cell, and none for a simulated one; train it on each "
             "simulation and pass truth and draws to calibration_of_draws"
@@ -180,22 +181,16 @@ def simulation_based_calibration(
     truth: dict[str, list[np.ndarray]] = {w: [] for w in wanted}
     draws: dict[str, list[np.ndarray]] = {w: [] for w in wanted}
     fixed: dict[str, Tensor] | None = None
-    was = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            for _, real in model.batches(cells.dataset, np.sort(rows), batch_size, source):
-                batch = _unlabelled(model, real, source)
-                if fixed is None:
-                    fixed = globals_of(traces(model, batch)[0])
-                true, simulated = simulate(model, batch, fixed, source)
-                posterior = _posterior(model, simulated, n_draws, wanted, fixed)
-                for w in wanted:
-                    truth[w].append(true[w].cpu().numpy())
-                    draws[w].append(posterior[w].cpu().numpy())
-    finally:
-        model.train(was)
+    with evaluating(model, seed), torch.no_grad():
+        for _, real in model.batches(cells.dataset, np.sort(rows), batch_size, source):
+            batch = _unlabelled(model, real, source)
+            if fixed is None:
+                fixed = globals_of(traces(model, batch)[0])
+            true, simulated = simulate(model, batch, fixed, source)
+            posterior = _posterior(model, simulated, n_draws, wanted, fixed)
+            for w in wanted:
+                truth[w].append(true[w].cpu().numpy())
+                draws[w].append(posterior[w].cpu().numpy())
     return calibration_of_draws(
         {w: np.concatenate(v) for w, v in truth.items()},
         {w: np.concatenate(v, axis=1) for w, v in draws.items()},

@@ -19,6 +19,7 @@ from pyrosc.data.inputs import apply_do
 from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.enumeration import conditional, enumerated
 from pyrosc.infer.handlers import Fix, Means, is_latent, is_local
+from pyrosc.infer.modes import evaluating
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -123,19 +124,13 @@ def stream(
         raise ValueError("draws or quantiles need n_samples > 0")
     names = list(dict.fromkeys(sites))
     plan = SharedDraws()
-    was = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for rows, batch in batches:
-                changed = apply_do(batch, do or {}, rows)
-                yield (
-                    rows,
-                    _batch_values(model, names, batch, len(rows), n_samples, reduce, changed, plan),
-                )
-    finally:
-        model.train(was)
+    with evaluating(model, seed):
+        for rows, batch in batches:
+            changed = apply_do(batch, do or {}, rows)
+            yield (
+                rows,
+                _batch_values(model, names, batch, len(rows), n_samples, reduce, changed, plan),
+            )
 
 
 def collect(

@@ -15,6 +15,7 @@ from pyrosc.data.errors import listed
 from pyrosc.data.inputs import apply_do
 from pyrosc.data.schema import MAIN
 from pyrosc.infer.handlers import Fix, Uncondition, is_observed, source_of
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import globals_of, traces
 from pyrosc.infer.structure import prototype
 
@@ -108,8 +109,6 @@ def replicates(
     """
     shared: list[dict[str, Tensor]] = []
     argument: str | None = None  # that the site's values are; "" where they are computed
-    was = model.training
-    model.eval()
 
     def laws(batch: Mapping[str, Tensor], what_if: Mapping[str, Tensor]) -> Iterator[Any]:
         for s in range(n_samples):
@@ -119,16 +118,12 @@ def replicates(
                 shared.append(globals_of(guide_trace))
             yield model_trace.nodes[site]["fn"]
 
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for at, batch in batches:
-                if argument is None:
-                    argument = arguments_observed(model, batch).get(site) or ""
-                observed = batch[argument] if argument else _observed(model, batch, site)
-                yield at, observed, laws(batch, apply_do(batch, do or {}, at))
-    finally:
-        model.train(was)
+    with evaluating(model, seed):
+        for at, batch in batches:
+            if argument is None:
+                argument = arguments_observed(model, batch).get(site) or ""
+            observed = batch[argument] if argument else _observed(model, batch, site)
+            yield at, observed, laws(batch, apply_do(batch, do or {}, at))
 
 
 def _observed(model: Model, batch: Mapping[str, Tensor], site: str) -> Tensor:

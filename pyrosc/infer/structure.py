@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyrosc.data.inputs import dummy_batch
 from pyrosc.data.schema import MAIN
 from pyrosc.infer.handlers import RefuseParam, cells_plate, is_latent, is_local, is_observed, source_of
+from pyrosc.infer.modes import evaluating
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -21,15 +22,9 @@ def prototype(model: Model) -> Trace:
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     made_up = dummy_batch(model.registries, model.device)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in made_up.items()}
-    was = model.training
-    model.eval()
-    try:
-        with poutine.block(), torch.random.fork_rng(), torch.no_grad(), model.minibatch(batch):
-            torch.manual_seed(0)
-            guarded = RefuseParam(type(model).__name__)(model.model)
-            return poutine.trace(guarded).get_trace(**model.inputs(batch))
-    finally:
-        model.train(was)
+    with evaluating(model, 0), poutine.block(), torch.no_grad(), model.minibatch(batch):
+        guarded = RefuseParam(type(model).__name__)(model.model)
+        return poutine.trace(guarded).get_trace(**model.inputs(batch))
 
 
 def latent_sites(model: Model) -> dict[str, bool]:

@@ -366,6 +366,12 @@ class Model(nn.Module, Results, metaclass=Built):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     @property
+    def knows_cells(self) -> bool:
+        """Whether it has parameters of its own for each registered cell, and none for others."""
+        kinds = {s.kind for r in self.registries.values() for s in r.fields.values()}
+        return self.per_cell_guide or "index" in kinds
+
+    @property
     def trained(self) -> bool:
         """Whether the weights were trained, here or where a converted model comes from."""
         return self.history is not None or self.origin is not None

@@ -16,6 +16,7 @@ from torch.distributions import Independent
 from pyrosc.data.errors import listed
 from pyrosc.data.inputs import as_rows, encode_do
 from pyrosc.infer.evaluate import marginal_log_likelihood, parts_per_cell
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import stream, traces
 from pyrosc.infer.predictive import counts_site, replicates
 from pyrosc.infer.structure import need_site
@@ -352,12 +353,8 @@ def _passes(
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Minibatches with the model in evaluation mode."""
     dataset = model.dataset(adata)
-    was = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         yield from model.batches(dataset, as_rows(indices, dataset), batch_size)
-    finally:
-        model.train(was)
 
 
 def _terms(

@@ -365,7 +365,7 @@ def _check_parent(model: Model) -> None:
             f"({model.registry.fields[counts[0]].where}). Make it from counts: layer='counts', and a "
             "likelihood of counts"
         )
-    if "index" in {s.kind for s in model.registry.fields.values()} or model.per_cell_guide:
+    if model.knows_cells:
         raise ValueError(
             f"{name} has parameters of its own for each cell, and none for a doublet; use a model that "
             "encodes cells"

@@ -12,6 +12,7 @@ import torch
 
 from pyrosc.data.schema import Field
 from pyrosc.infer.handlers import is_deterministic, is_latent, is_local
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.predictive import prior_trace
 from pyrosc.models.base import Model
 
@@ -78,10 +79,7 @@ def from_model(
         if fixed is not None and name in fixed:
             shared[name] = _tensor(fixed[name], model.device)
     own = {k: v for k, v in (fixed or {}).items() if k not in shared}
-    was = model.training
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    with evaluating(model, seed), torch.no_grad():
         for at, batch in model.batches(dataset, np.arange(dataset.n_obs), batch_size):
             totals = torch.as_tensor(sizes[at], device=model.device)
             width = batch[counts].shape[1]
@@ -98,7 +96,6 @@ def from_model(
                         found.setdefault(name, []).append(value.cpu().numpy())
                     if not is_deterministic(site) and name == counts:
                         found["_counts"] = found[name]
-    model.train(was)
     values = {k: np.concatenate(v) for k, v in found.items()}
     source = dataset.data
     adata = ad.AnnData(

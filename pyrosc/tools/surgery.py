@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 _OVERLAP = 0.8
 _TINY = 1e-12  # rows that are all the same have no spread
 #: How the query trains: few numbers move, so that few steps are enough, at a higher rate.
-_PLAN: dict[str, Any] = {"steps": 150, "min_epochs": 10, "max_epochs": 75, "lr": 2e-2, "warmup": 0.0}
-_PLAN |= {"weight_decay": 0.0}
+_PLAN: dict[str, Any] = {
+    "steps": 150,
+    "min_epochs": 10,
+    "max_epochs": 75,
+    "lr": 2e-2,
+    "warmup": 0.0,
+    "weight_decay": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,7 @@ def _check(model: Model, name: str, missing_genes: str, shrinkage: float) -> Non
         raise ValueError(f"surgery is for models of one data source; {name} reads {sorted(model.registries)}")
     if not model.trained:
         raise ValueError(f"this {name} is not trained; fit it on the reference first")
-    kinds = {s.kind for s in model.registry.fields.values()}
-    if "index" in kinds or model.per_cell_guide:
+    if model.knows_cells:
         raise ValueError(
             f"{name} has parameters of its own for each cell, and none for cells of a query; make a new "
             "model of them"

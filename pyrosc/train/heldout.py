@@ -10,6 +10,7 @@ import pyro
 import torch
 
 from pyrosc.data.inputs import load_batch
+from pyrosc.infer.modes import evaluating
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
@@ -18,15 +19,11 @@ if TYPE_CHECKING:
 def evaluate(model: Model, rows: dict[str, np.ndarray], seed: int = 0, batch_size: int = 256) -> float:
     """ELBO per cell (nats) of cells at weight 1, by one draw of noise that is the same at each call."""
     total, cells = 0.0, 0
-    was = model.training
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
+    with evaluating(model, seed), torch.no_grad(), pyro.validation_enabled(False):
         for chosen in parts(rows, batch_size):
             size = sum(len(r) for r in chosen.values())
             total += -model(load_batch(model.datasets, chosen, model.device)).item() * size
             cells += size
-    model.train(was)
     return total / cells
 
 

@@ -26,10 +26,7 @@ def choose_rows(
     seed: int,
     asked: bool,
 ) -> None:
-    per_cell = model.per_cell_guide or any(
-        s.kind == "index" for r in model.registries.values() for s in r.fields.values()
-    )
-    if per_cell:
+    if model.knows_cells:
         if asked or train is not None or held_out is not None:
             raise ValueError(
                 f"{type(model).__name__} has parameters of its own for each cell, so that all cells train "

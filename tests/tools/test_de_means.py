@@ -10,28 +10,10 @@ from scipy import stats
 from toy import make_adata
 from toy_expression import Level, Rates, Smooth, dense_rho, quiet
 
-from pyrosc import SCVI, DataWarning, differential_expression
+from pyrosc import DataWarning, differential_expression
 from pyrosc.tools.de import core, means, sides
 from pyrosc.tools.de.groups import donors_of, from_column
 from pyrosc.tools.de.means import PRIOR_COUNTS, Pass
-
-
-@pytest.fixture(scope="module")
-def adata():
-    return make_adata(200, 40)
-
-
-@pytest.fixture(scope="module")
-def smooth(adata):
-    return Smooth.from_anndata(adata, batch_key="batch")
-
-
-@pytest.fixture(scope="module")
-def scvi(adata):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return SCVI.from_anndata(adata, batch_key="batch", n_hidden=16).fit(15, progress=False)
-
 
 # --- the pass over the cells -----------------------------------------------------------------------------
 

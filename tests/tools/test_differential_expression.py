@@ -13,24 +13,6 @@ from toy_models import Cells, Factors, TwoSources
 
 from pyrosc import SCVI, DataError, DataWarning, differential_expression, rank_genes_groups
 
-
-@pytest.fixture(scope="module")
-def adata():
-    return make_adata(200, 40)
-
-
-@pytest.fixture(scope="module")
-def smooth(adata):
-    return Smooth.from_anndata(adata, batch_key="batch")
-
-
-@pytest.fixture(scope="module")
-def scvi(adata):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return SCVI.from_anndata(adata, batch_key="batch", n_hidden=16).fit(15, progress=False)
-
-
 # --- calls -----------------------------------------------------------------------------------------------
 
 

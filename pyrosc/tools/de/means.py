@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrosc.data.inputs import apply_do, encode_do
 from pyrosc.infer.draws import draws_of
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import SharedDraws
 
 if TYPE_CHECKING:
@@ -171,17 +172,13 @@ def unit_sums(
     size = int(np.clip(_BATCH // (plan.n_samples * genes), 4, _LARGEST_BATCH))
     rng = np.random.default_rng([plan.seed, 1])
     shared = SharedDraws()
-    was = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in units:
             # one generator per unit, so that nothing outside sees a seeded state between yields
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(int(rng.integers(2**31)))
                 found = _one_unit(model, dataset, rows, plan, size, shared, rng if bootstrap else None)
             yield found
-    finally:
-        model.train(was)
 
 
 def _one_unit(

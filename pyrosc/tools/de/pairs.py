@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pyrosc.data.inputs import apply_do, encode_do
 from pyrosc.infer.draws import draws_of
+from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import SharedDraws
 from pyrosc.tools.de.groups import Comparison, Groups
 from pyrosc.tools.de.means import Pass, Store
@@ -71,28 +71,22 @@ def _expression(model: Model, dataset: Dataset, rows: np.ndarray, plan: Pass, se
     worlds = [encode_do(model.registry, world, len(rows)) for world in plan.worlds]
     shared = SharedDraws()
     out: np.ndarray | None = None
-    was = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for at, batch in model.batches(dataset, rows):
-                here = [apply_do(batch, world, at) for world in worlds]
-                value, _ = draws_of(
-                    model,
-                    plan.expression,
-                    batch,
-                    len(at),
-                    25 if plan.resample else 1,  # of which one is taken
-                    shared,
-                    worlds=here,
-                    resample=plan.resample,
-                )
-                found = value[0].cpu().numpy()
-                if out is None:
-                    out = np.zeros((len(rows), found.shape[1]), np.float32)
-                out[at] = found
-    finally:
-        model.train(was)
+    with evaluating(model, seed):
+        for at, batch in model.batches(dataset, rows):
+            here = [apply_do(batch, world, at) for world in worlds]
+            value, _ = draws_of(
+                model,
+                plan.expression,
+                batch,
+                len(at),
+                25 if plan.resample else 1,  # of which one is taken
+                shared,
+                worlds=here,
+                resample=plan.resample,
+            )
+            found = value[0].cpu().numpy()
+            if out is None:
+                out = np.zeros((len(rows), found.shape[1]), np.float32)
+            out[at] = found
     assert out is not None
     return out
