@@ -37,6 +37,13 @@ VARIANTS = {
         {"bayesian": True, "gene_likelihood": "zinb", "batch_prior": "hierarchical"},
         {"decoder_norm": "batch", "batch_representation": "embedding", "dispersion": "gene-cell"},
     ],
+    "TOTALVI": [
+        {},
+        {"gene_likelihood": "zinb", "dispersion": "gene-batch", "protein_dispersion": "protein-batch"},
+        {"latent_distribution": "ln", "protein_dispersion": "protein-label", "use_observed_lib_size": False},
+        {"batch_prior": "hierarchical", "adversarial": True, "background_prior": "empirical"},
+        {"reference_objective": True, "encode_covariates": False},
+    ],
     "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],
     "AUTOZI": [
         {},

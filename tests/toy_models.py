@@ -107,7 +107,7 @@ class Adversary(Factors):
         super().__init__(registry, n_latent)
         self.classifier = nn.Linear(n_latent, registry.n_categories("batch"))
 
-    def auxiliary(self, batch, sites, step):
+    def auxiliary(self, batch, sites, step, kl_weight):
         z = sites["z"]
         own = nn.functional.cross_entropy(self.classifier(z.detach()), batch["batch"])
         return {"classify": own, "fool": -nn.functional.cross_entropy(self.classifier(z), batch["batch"])}
@@ -140,7 +140,7 @@ class Mixture(Model):
         with self.cells(x):
             pyro.sample("size", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
 
-    def auxiliary(self, batch, sites, step):
+    def auxiliary(self, batch, sites, step, kl_weight):
         size = sites["size"].unsqueeze(-1)
         own = nn.functional.cross_entropy(self.classifier(size.detach()), batch["batch"])
         return {"classify": own, "fool": -nn.functional.cross_entropy(self.classifier(size), batch["batch"])}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosc.data import encode as enc
+from pyrosc.data import proteins
 from pyrosc.data.errors import DataError, listed, warn
 from pyrosc.data.matrix import CountSummary, Matrix, summarize
 from pyrosc.data.registry import FieldState, Registry
@@ -47,6 +48,7 @@ class Dataset:
         self.obs_names = data.obs_names
         self.owner = owner
         self._columns: dict[str, np.ndarray] = {}
+        self._read: dict[str, np.ndarray] = {}
         self.matrices: dict[str, Matrix] = {}
         self._summaries: dict[str, CountSummary] = {}
         for name, state in registry.fields.items():
@@ -55,6 +57,7 @@ class Dataset:
                 self.matrices[name].narrow()
             else:
                 self._columns[name] = self._encode(data, name, state)
+        self._read.clear()
         self._fingerprints = {n: m.fingerprint() for n, m in self.matrices.items()}
         self.present = {
             n: torch.from_numpy(m.present) for n, m in self.matrices.items() if m.present is not None
@@ -122,6 +125,11 @@ class Dataset:
             return _source(data, state).row_sums().astype(np.float32)
         if not state.given:
             return _absent(kind, n)
+        if kind in ("protein", "mask"):
+            values = self._proteins(data, name if kind == "protein" else state.of or "")
+            if kind == "mask":
+                return ~np.isnan(values)
+            return np.where(np.isnan(values), np.float32(0), values) if self._masked(name) else values
         adata = enc.part(data, state.modality)
         if kind in ("categorical", "categoricals"):
             codes = [
@@ -133,14 +141,26 @@ class Dataset:
             if state.withheld or state.keys[0] not in adata.obs:  # query data need no labels
                 return np.full(n, -1, np.int64)
             return enc.encode(enc.category_names(adata.obs[state.keys[0]]), state.categories[0])
-        if kind in ("protein", "mask", "values"):
-            values = _table(adata, state)
-            if kind == "mask":
-                return ~np.isnan(values)
-            return np.nan_to_num(values, nan=0.0) if kind == "protein" else values
+        if kind == "values":
+            return _table(adata, state)
         raw = np.stack([enc.numbers(adata, key) for key in state.keys], axis=1)
         values = ((raw - np.array(state.loc)) / np.array(state.scale)).astype(np.float32)
         return values if kind == "continuouses" else values[:, 0]
+
+    def _proteins(self, data: Any, name: str) -> np.ndarray:
+        """(n, p) float32 with NaN where not measured, read once for a field and its mask."""
+        if name not in self._read:
+            fields = self.registry.fields
+            state = fields[name]
+            values = proteins.matched(data, state, self.owner, self._masked(name))
+            if state.silent:
+                values = proteins.without_silent(values, state, proteins.batches_of(data, state, fields))
+            self._read[name] = values.astype(np.float32)
+        return self._read[name]
+
+    def _masked(self, name: str) -> bool:
+        """Whether the model is told which proteins of a field were measured."""
+        return any(s.kind == "mask" and s.of == name for s in self.registry.fields.values())
 
     def _rows_of_registered(self, data: Any) -> np.ndarray:
         known = {name: i for i, name in enumerate(self.registry.obs_names or ())}

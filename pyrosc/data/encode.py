@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def part(data: Any, modality: str | None) -> AnnData:
+def part(data: Any, modality: str | None, *, aligned: bool = True) -> AnnData:
     """The AnnData that holds a field: `data` itself, or a modality of a MuData.
+
+    With `aligned`, a modality must have the cells of the MuData in their order.
 
     A MuData is known by its ``mod`` mapping, so that mudata need not be installed to read an AnnData.
     """
@@ -28,7 +30,7 @@ def part(data: Any, modality: str | None) -> AnnData:
     if modality not in modalities:
         raise DataError(f"the MuData has no modality '{modality}'; it has {listed(modalities)}")
     found = modalities[modality]
-    if not found.obs_names.equals(data.obs_names):  # rows are read by position
+    if aligned and not found.obs_names.equals(data.obs_names):  # rows are read by position
         raise DataError(
             f"modality '{modality}' has other cells, or the cells in another order, than the MuData; make "
             f"one of the shared cells in one order: names = mdata['{modality}'].obs_names.intersection(…), "

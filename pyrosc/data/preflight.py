@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ from pyrosc.data.registry import FieldState
 #: A standardised covariate further out than this is likely an error in the table.
 _WILD = 30.0
 _MANY_GENES = 10_000
+_FEW_PROTEINS = 5
+#: Names of antibodies that bind nothing: "isotype", or an immunoglobulin's class by itself ("IgG2a_control").
+_ISOTYPE = re.compile(
+    r"isotype|\b(mouse|rat|hamster)?[ _-]*ig[gm]\d?[abc]?\b|_?ig[gm]\d?[abc]?[ _-]*(control|ctrl)", re.I
+)
 
 
 def preflight(dataset: Dataset, support: Mapping[str, str] | None = None, *, query: bool = False) -> None:
@@ -59,7 +65,7 @@ def preflight(dataset: Dataset, support: Mapping[str, str] | None = None, *, que
         elif state.given and state.kind == "values":
             _values(dataset, name, state)
         elif state.given and state.kind == "protein":
-            _protein(dataset, name, state)
+            _protein(dataset, name, state, query)
 
 
 def _names(adata: Any, state: FieldState) -> None:
@@ -217,17 +223,46 @@ def _values(dataset: Dataset, name: str, state: FieldState) -> None:
         )
 
 
-def _protein(dataset: Dataset, name: str, state: FieldState) -> None:
+def _protein(dataset: Dataset, name: str, state: FieldState, query: bool) -> None:
     values = dataset.codes(name)
-    if (values < 0).any():
-        row, col = np.argwhere(values < 0)[0]
+    cells, where = dataset.obs_names, state.where
+    mask = next((n for n, s in dataset.registry.fields.items() if s.kind == "mask" and s.of == name), None)
+    if mask is None and np.isnan(values).any():
+        lacking = np.isnan(values).any(axis=1)
         raise DataError(
-            f"{state.where} does not hold counts: {values[row, col]:g} in cell "
-            f"'{dataset.obs_names[row]}', protein '{state.names[col]}'"
+            f"{where} is NaN in {int(lacking.sum()):,} cells (first: {listed(cells[lacking], 3)}), and "
+            f"{dataset.owner} does not know which proteins were measured: give it an argument of "
+            "ProteinMask, or leave these cells out"
         )
-    if (values != np.floor(values)).any():
-        row, col = np.argwhere(values != np.floor(values))[0]
-        raise DataError(
-            f"{state.where} does not hold counts: {values[row, col]:g} in cell "
-            f"'{dataset.obs_names[row]}', protein '{state.names[col]}'"
+    for what, bad in (
+        ("is infinite", np.isinf(values)),
+        ("does not hold counts", (values < 0) | (values != np.floor(values))),
+    ):
+        if bad.any():
+            row, col = np.argwhere(bad)[0]
+            raise DataError(
+                f"{where} {what}: {values[row, col]:g} in cell '{cells[row]}', protein '{state.names[col]}'"
+            )
+    if query:
+        return
+    if mask is not None:
+        known: np.ndarray = dataset.codes(mask)
+        measured = known.sum(axis=0) > 0
+        if not known.any():
+            raise DataError(f"{where} holds no counts above zero: no protein was measured in any cell")
+        if not known.any(axis=0).all():
+            absent = [n for n, m in zip(state.names, measured, strict=True) if not m]
+            warn(
+                f"{len(absent)} proteins of {where} were measured in no cell: {listed(absent)}; leave them "
+                "out"
+            )
+    if len(state.names) < _FEW_PROTEINS:
+        warn(
+            f"{where} has {len(state.names)} proteins; with fewer than {_FEW_PROTEINS}, background and "
+            "foreground are hard to tell apart, and what is said of them is uncertain"
+        )
+    if controls := [n for n in state.names if _ISOTYPE.search(n)]:
+        warn(
+            f"{where} has isotype controls ({listed(controls)}), which are modelled as any protein; all of "
+            "their counts are background, so that a foreground found in them shows what is not to be believed"
         )

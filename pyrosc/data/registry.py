@@ -11,6 +11,8 @@ import numpy as np
 
 from pyrosc.data import encode as enc
 from pyrosc.data.errors import DataError, listed
+from pyrosc.data.proteins import panels
+from pyrosc.data.proteins import read as read_proteins
 from pyrosc.data.schema import Field
 
 
@@ -46,6 +48,13 @@ class FieldState:
         Names of features that some data may lack (of a query): they are zero there, and not observed.
     withheld
         For labels: whether all cells are taken as unlabelled, whatever the column holds.
+    matrix
+        For proteins: whether they are in ``X`` or the layer `keys` of a modality, not in ``obsm``.
+    by
+        For proteins and their mask: the categorical field of the batches, whose panels may differ.
+    silent
+        For proteins and their mask: (category of `by`, then proteins) that were zero in all of its cells, and
+        are taken as not measured there.
     """
 
     kind: str
@@ -62,12 +71,15 @@ class FieldState:
     open: bool = False
     missing: tuple[str, ...] = ()
     withheld: bool = False
+    matrix: bool = False
+    by: str | None = None
+    silent: tuple[tuple[str, ...], ...] = ()
 
     @property
     def where(self) -> str:
         """How to write it in Python, for messages: ``obs['batch']``, ``layers['counts']``."""
         prefix = f"mod['{self.modality}']." if self.modality else ""
-        if self.kind in ("counts", "total"):
+        if self.kind in ("counts", "total") or self.matrix:
             return prefix + (f"layers['{self.keys[0]}']" if self.keys else "X")
         slot = "obsm" if self.kind in ("protein", "values", "mask") else "obs"
         return prefix + f"{slot}[{listed(self.keys)}]"
@@ -230,6 +242,7 @@ class Registry:
             states[name] = _state(
                 data, name, replace(spec, modality=modality), keys, unlabeled, standardize, owner
             )
+        states |= panels(data, states)
         for name, state in states.items():
             if state.kind == "total":
                 assert state.of is not None
@@ -239,9 +252,7 @@ class Registry:
             if state.kind == "mask":
                 assert state.of is not None
                 target = states[state.of]
-                states[name] = replace(
-                    state, given=target.given, keys=target.keys, names=target.names, modality=target.modality
-                )
+                states[name] = replace(target, kind="mask", of=state.of)
         needs_names = any(s.kind == "index" for s in states.values())
         if needs_names and not data.obs_names.is_unique:
             twice = data.obs_names[data.obs_names.duplicated()].unique()
@@ -284,6 +295,10 @@ class Registry:
                     grown.append(old + tuple(c for c in new if c not in old))
                 state = replace(state, categories=tuple(grown))
             states[name] = state
+        states |= panels(data, states, before=self.fields)
+        for name, state in states.items():
+            if state.kind == "mask" and state.of is not None:
+                states[name] = replace(states[state.of], kind="mask", of=state.of)
         names = tuple(map(str, data.obs_names)) if self.obs_names is not None else None
         return Registry(int(data.n_obs), states, names)
 
@@ -333,7 +348,7 @@ def _state(
     given = keys.get(spec.keyword) if spec.keyword else None
     if spec.kind in ("index", "mask", "total"):
         return base
-    adata = enc.part(data, spec.modality)
+    adata = enc.part(data, spec.modality, aligned=spec.kind != "protein")
     if spec.kind == "counts":
         if hasattr(adata, "mod"):
             first = next(iter(adata.mod))
@@ -350,9 +365,17 @@ def _state(
             raise DataError(f"there is no layer '{given}'; layers are {listed(adata.layers, 12) or 'none'}")
         return replace(base, keys=(str(given),), names=names)
     columns = _columns(given, spec, name, owner)
+    if spec.kind == "protein" and spec.modality is not None and not _in_obsm(adata, columns):
+        state = replace(base, keys=() if columns in ((), ("X",)) else columns, matrix=True)
+        return replace(state, names=read_proteins(data, state)[1])
     if not columns:
         if not spec.optional:
-            raise TypeError(f"{owner} needs {spec.keyword}= (its argument '{name}', a {spec.kind} field)")
+            hint = ""
+            if spec.kind == "protein" and hasattr(data, "mod"):
+                hint = f"; of a MuData name their modality, modalities={{'{name}': '{list(data.mod)[-1]}'}}"
+            raise TypeError(
+                f"{owner} needs {spec.keyword}= (its argument '{name}', a {spec.kind} field){hint}"
+            )
         return replace(base, given=False)
     if spec.slot == "obsm":
         _, names = enc.table(adata, columns[0])
@@ -371,6 +394,13 @@ def _state(
     scale = np.nanstd(values, axis=0)
     scale[~(scale > 0)] = 1.0  # a constant column stays zero; preflight warns about it
     return replace(base, keys=columns, loc=tuple(loc.tolist()), scale=tuple(scale.tolist()))
+
+
+def _in_obsm(adata: Any, columns: tuple[str, ...]) -> bool:
+    """Whether a name means an entry of ``obsm``: unless there is only a layer of that name."""
+    return (
+        bool(columns) and columns != ("X",) and (columns[0] in adata.obsm or columns[0] not in adata.layers)
+    )
 
 
 def _columns(given: Any, spec: Field, name: str, owner: str) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ class Field:
         ``"continuouses"`` (n, p) float32, standardised; ``"size_factor"`` (n,) float32, positive;
         ``"total"`` (n,) float32, the cell's counts summed over all genes of the matrix that the counts field
         `of` is read from, also those that the model leaves out;
-        ``"protein"`` (n, p) float32 with 0 where not measured; ``"mask"`` (n, p) bool, True where the
+        ``"protein"`` (n, p) float32 with 0 where not measured (of a MuData: an entry of the modality's
+        ``obsm``, or its ``X`` or a layer); ``"mask"`` (n, p) bool, True where the
         protein field named by `of` was measured; ``"values"`` (n, p) float32 as stored;
         ``"index"`` (n,) int64, the cell's row in the registered AnnData.
     keyword

@@ -71,7 +71,7 @@ def draws_of(
             shared.values[done] = globals_of(guide_trace)
         nodes: Any = trace.nodes
         if worlds:
-            latents = {n: s["value"] for n, s in nodes.items() if is_latent(s)}
+            latents = {n: s["value"] for n, s in nodes.items() if is_latent(s) and n not in model.recoded}
             total: Tensor | None = None
             for world in worlds:
                 other: Any = traces(model, batch, chunk, world, latents)[1].nodes

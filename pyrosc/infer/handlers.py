@@ -64,7 +64,7 @@ class Anneal(Messenger):
     weight
         Factor, from 0 (no KL) to 1 (the bound itself).
     sites
-        Names of the sites; None for every latent site.
+        Names of the sites, or of likelihood terms; None for every latent site.
     """
 
     def __init__(self, weight: float, sites: Collection[str] | None = None) -> None:
@@ -72,7 +72,7 @@ class Anneal(Messenger):
         self.weight, self.sites = weight, sites
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and (self.sites is None or msg["name"] in self.sites):
+        if msg["name"] in self.sites if self.sites is not None else is_latent(msg):
             msg["scale"] = msg["scale"] * self.weight
 
 

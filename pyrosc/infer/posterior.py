@@ -61,7 +61,13 @@ def traces(
     with _drawing(model, batch, n_draws, fixed) as stack:
         inputs = model.inputs(batch)
         from_guide = poutine.trace(model.guide).get_trace(**inputs)
-        replayed = poutine.replay(model.model, trace=from_guide)
+        values = from_guide
+        if do and model.recoded:
+            nodes: Any = from_guide.nodes
+            kept = {n: s["value"] for n, s in nodes.items() if is_latent(s) and n not in model.recoded}
+            with Fix(kept):
+                values = poutine.trace(model.guide).get_trace(**{**inputs, **do})
+        replayed = poutine.replay(model.model, trace=values)
         probabilities: dict[str, Tensor] = {}
         if summed_out:
             trace = enumerated(model, replayed, inputs, n_draws)
@@ -71,7 +77,7 @@ def traces(
             stack.enter_context(Fix({name: value for name, (value, _) in found.items()}))
             probabilities = {name: p for name, (_, p) in found.items()}
         model_trace = poutine.trace(replayed).get_trace(**{**inputs, **(do or {})})
-        nodes: Any = model_trace.nodes
+        nodes = model_trace.nodes
         for name, p in probabilities.items():
             nodes[name]["probabilities"] = p
     return from_guide, model_trace

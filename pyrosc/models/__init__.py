@@ -9,11 +9,13 @@ from pyrosc.models.scvi import SCVI
 from pyrosc.models.solo import Solo
 from pyrosc.models.spatial_stereoscope import SpatialStereoscope
 from pyrosc.models.stereoscope import RNAStereoscope
+from pyrosc.models.totalvi import TOTALVI
 
 __all__ = [
     "AUTOZI",
     "SCANVI",
     "SCVI",
+    "TOTALVI",
     "CellAssign",
     "LinearSCVI",
     "Model",

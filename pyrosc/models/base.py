@@ -75,6 +75,12 @@ class Model(nn.Module, Results, metaclass=Built):
         are taken in one pass. False takes them one after the other, which is right for any model.
     latent, expression
         Names of the site of the latent space and of normalised expression.
+    features
+        Sites of normalised expression by field, for models of several modalities: site name to the field
+        whose features its columns are. Empty for models with `expression` alone.
+    recoded
+        Latent sites whose guide is a function of other latent sites and of covariates: under what-if values
+        (``do``) they are decoded anew, as of the cell that is imagined, and not kept as inferred.
     label
         Name of the discrete site per cell that `predict` asks about; None for models without.
     positive
@@ -98,6 +104,8 @@ class Model(nn.Module, Results, metaclass=Built):
     vectorized: ClassVar[bool] = False
     latent: ClassVar[str] = "z"
     expression: ClassVar[str] = "rho"
+    features: ClassVar[Mapping[str, str]] = {}
+    recoded: ClassVar[tuple[str, ...]] = ()
     label: ClassVar[str | None] = None
     positive: ClassVar[str | None] = None
 
@@ -167,7 +175,9 @@ class Model(nn.Module, Results, metaclass=Built):
         """Results per gene, indexed by gene, by the place where `annotate` puts them: "var/…" or "varm/…"."""
         return {}
 
-    def auxiliary(self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def auxiliary(
+        self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int, kl_weight: float
+    ) -> dict[str, Tensor]:
         """Further objectives by name, from the site values of the pass that the ELBO was taken on."""
         return {}
 

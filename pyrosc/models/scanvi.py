@@ -124,7 +124,7 @@ class SCANVI(SCVI):
         z2 = pyro.sample("z2", dist.Normal(x.new_zeros(self.n_latent), 1.0).to_event(1))
         return pyro.sample("z", dist.Normal(*self.z_prior(z2, _type_row(y, z2))).to_event(1))
 
-    def _latent_guide(self, features: Tensor, covariates: Covariates | None, labels: Tensor) -> None:
+    def _latent_guide(self, features: Tensor, covariates: Covariates | None, labels: Tensor) -> Tensor:
         labels = self._observed(labels)
         z = pyro.sample("z", dist.Normal(*self.encoder(features, covariates)).to_event(1))
         with poutine.mask(mask=_mask(labels < 0)):
@@ -132,29 +132,32 @@ class SCANVI(SCVI):
             y = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
         y = torch.where(labels < 0, y, labels)
         pyro.sample("z2", dist.Normal(*self.z2_encoder(z, _type_row(y, z))).to_event(1))
+        return z
 
     def _observed(self, labels: Tensor) -> Tensor:
         """Codes of the labels that the bound observes; -1 for the others."""
         return torch.full_like(labels, -1) if self.reference else labels
 
-    def auxiliary(self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def auxiliary(
+        self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int, kl_weight: float
+    ) -> dict[str, Tensor]:
         """Cross-entropy of the classifier on labelled cells."""
         labels = batch["labels"]
         known = labels >= 0
-        z = self._code(batch)[0] if self.reference else sites["z"]
+        z = self._posterior_of_z(batch)[0] if self.reference else sites["z"]
         z, labels = z[known], labels[known]
         lacking = min(_LABELLED, len(self._labelled())) - len(labels)
         if lacking > 0:  # few labels: the minibatch brings too few of them, or none
             chosen = torch.randint(len(self._labelled()), (lacking,)).numpy()
             more = load_batch(self.datasets, {MAIN: self._labelled()[chosen]}, z.device)
-            loc, scale = self._code(self.inputs(more))
+            loc, scale = self._posterior_of_z(self.inputs(more))
             drawn = loc if self.reference else loc + scale * torch.randn_like(loc)
             z, labels = torch.cat([z, drawn]), torch.cat([labels, more["labels"]])
         if not len(labels):
             return {}
         return {"classification": self.classification_weight * F.cross_entropy(self.classifier(z), labels)}
 
-    def _code(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _posterior_of_z(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z | x)."""
         covariates = None
         if self.encode_covariates:
@@ -182,7 +185,7 @@ class SCANVI(SCVI):
         rows, codes = rows[codes >= 0], codes[codes >= 0]
         if len(rows):
             with torch.no_grad():
-                parts = [self.classifier(self._code(b)[0]) for _, b in self.batches(dataset, rows)]
+                parts = [self.classifier(self._posterior_of_z(b)[0]) for _, b in self.batches(dataset, rows)]
             self.temperature.fill_(fit_temperature(torch.cat(parts), torch.as_tensor(codes)))
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:

@@ -144,7 +144,8 @@ class SCVI(Model):
         )
         seen = self.spec if encode_covariates else CovariateSpec((), 0)
         inject = deeply_inject_covariates
-        self.encoder = NormalEncoder(n_genes, n_latent, n_hidden, n_layers, seen, inject, norm, dropout_rate)
+        width = self._n_inputs()
+        self.encoder = NormalEncoder(width, n_latent, n_hidden, n_layers, seen, inject, norm, dropout_rate)
         width = self._build_decoder(n_latent, n_hidden, n_layers, inject, norm)
         if dispersion == "gene-cell":
             self.log_theta: nn.Module = nn.Linear(width, n_genes)
@@ -155,10 +156,15 @@ class SCVI(Model):
         else:
             self.log_theta = GeneParameter(n_genes)
         if not self.observed_library:
-            self.library_encoder = NormalEncoder(n_genes, 1, n_hidden, 1, seen, inject, norm, dropout_rate)
+            size = (self._n_inputs(), 1, n_hidden, 1, seen, inject, norm, dropout_rate)
+            self.library_encoder = NormalEncoder(*size)
             # mean and variance of the log library of each batch, from its cells
             self.library_prior = CategoryTable("batch", n_batch, (2,), None, nn.init.ones_, open=hierarchical)
             self.library_prior.requires_grad_(False)
+
+    def _n_inputs(self) -> int:
+        """Number of inputs of the encoder."""
+        return self.registry.n_vars()
 
     def _build_decoder(self, n_latent: int, n_hidden: int, n_layers: int, inject: bool, norm: Norm) -> int:
         """Networks of `_decode`; returns the width of `Decoded.hidden`."""
@@ -185,15 +191,7 @@ class SCVI(Model):
         covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
         shared = self._global_prior()
         with self.cells(x):
-            z = self._latent_prior(x, labels)
-            library = self._library(x, batch, size_factor)
-            decoded = self._decode(z, covariates, shared)
-            log_rho = self._log_rho(decoded.logits)
-            pyro.deterministic("rho", log_rho.exp(), event_dim=1)
-            log_theta = self._log_theta(decoded.hidden, batch, labels)
-            zi_logits = self._zi_logits(decoded.zi_logits, shared, batch, labels)
-            law = self._law(self._of_measured(log_rho) + library.unsqueeze(-1), log_theta, zi_logits)
-            pyro.sample("x", law.to_event(1), obs=x)
+            self._counts(x, batch, labels, size_factor, covariates, shared)
 
     def guide(
         self,
@@ -205,16 +203,41 @@ class SCVI(Model):
         continuous_covariates: ContinuousCovariates,
     ) -> None:
         """q(z | x) and, where the library is latent, q(l | x)."""
-        covariates, rows = None, self._batch_rows(RandomEffects.guide)
-        if self.encode_covariates:
-            covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
-        features = x.log1p() if self.log_input else x
+        rows = self._batch_rows(RandomEffects.guide)
+        covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
         self._global_guide()
         with self.cells(x):
-            self._latent_guide(features, covariates, labels)
-            if not self.observed_library:
-                loc, scale = self.library_encoder(features, covariates)
-                pyro.sample("library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+            self._code(x.log1p() if self.log_input else x, covariates, labels)
+
+    def _counts(
+        self,
+        x: Tensor,
+        batch: Tensor,
+        labels: Tensor,
+        size_factor: Tensor,
+        covariates: Covariates,
+        shared: Tensor | None,
+    ) -> Tensor:
+        """Latent space and counts of the cells; returns z, (n, k)."""
+        z = self._latent_prior(x, labels)
+        library = self._library(x, batch, size_factor)
+        decoded = self._decode(z, covariates, shared)
+        log_rho = self._log_rho(decoded.logits)
+        pyro.deterministic("rho", log_rho.exp(), event_dim=1)
+        log_theta = self._log_theta(decoded.hidden, batch, labels)
+        zi_logits = self._zi_logits(decoded.zi_logits, shared, batch, labels)
+        law = self._law(self._of_measured(log_rho) + library.unsqueeze(-1), log_theta, zi_logits)
+        pyro.sample("x", law.to_event(1), obs=x)
+        return z
+
+    def _code(self, features: Tensor, covariates: Covariates, labels: Tensor) -> Tensor:
+        """Guide of the latent space, and of a latent library, from encoder inputs; returns z, (n, k)."""
+        seen = covariates if self.encode_covariates else None
+        z = self._latent_guide(features, seen, labels)
+        if not self.observed_library:
+            loc, scale = self.library_encoder(features, seen)
+            pyro.sample("library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+        return z
 
     def _global_prior(self) -> Tensor | None:
         """Latent sites outside of the plate over cells, for variants that have some."""
@@ -230,9 +253,9 @@ class SCVI(Model):
             return pyro.deterministic("z", pyro.sample("z_raw", prior).softmax(-1), event_dim=1)
         return pyro.sample("z", prior)
 
-    def _latent_guide(self, features: Tensor, covariates: Covariates | None, labels: Tensor) -> None:
-        name = "z_raw" if self.logistic_normal else "z"
-        pyro.sample(name, dist.Normal(*self.encoder(features, covariates)).to_event(1))
+    def _latent_guide(self, features: Tensor, covariates: Covariates | None, labels: Tensor) -> Tensor:
+        q = dist.Normal(*self.encoder(features, covariates)).to_event(1)
+        return pyro.sample("z_raw", q).softmax(-1) if self.logistic_normal else pyro.sample("z", q)
 
     def _library(self, x: Tensor, batch: Tensor, size_factor: Tensor) -> Tensor:
         """Log library size of each cell, (n,)."""

@@ -296,9 +296,11 @@ def test_query_data_need_no_labels(toy_adata):
 
 
 def proteins(n=60):
-    values = np.random.default_rng(1).poisson(5.0, (n, 4)).astype(np.float64)
+    values = np.random.default_rng(1).poisson(5.0, (n, 5)).astype(np.float64)
     values[: n // 3, 1] = np.nan
-    return pd.DataFrame(values, columns=["CD3", "CD4", "CD8", "CD19"], index=[f"cell_{i}" for i in range(n)])
+    return pd.DataFrame(
+        values, columns=["CD3", "CD4", "CD8", "CD19", "CD56"], index=[f"cell_{i}" for i in range(n)]
+    )
 
 
 @pytest.mark.parametrize("frame", [True, False])
@@ -311,7 +313,7 @@ def test_unmeasured_proteins_are_masked(frame):
     batch = dataset[index]
     np.testing.assert_array_equal(batch["m"].numpy(), ~np.isnan(table.to_numpy()[index]))
     np.testing.assert_array_equal(batch["y"].numpy(), np.nan_to_num(table.to_numpy()[index]))
-    assert dataset.registry.var_names("y") == ("CD3", "CD4", "CD8", "CD19")
+    assert dataset.registry.var_names("y") == ("CD3", "CD4", "CD8", "CD19", "CD56")
 
 
 def test_proteins_are_matched_by_name():
@@ -319,11 +321,11 @@ def test_proteins_are_matched_by_name():
     adata.obsm["adt"] = table
     dataset = make(adata, {"y": Protein}, protein_key="adt")
     other = make_adata(60)
-    other.obsm["adt"] = table[["CD19", "CD8", "CD4", "CD3"]]
+    other.obsm["adt"] = table[["CD56", "CD19", "CD8", "CD4", "CD3"]]
     again = Dataset(other, dataset.registry)
     np.testing.assert_array_equal(again.codes("y"), dataset.codes("y"))
     other.obsm["adt"] = table[["CD19", "CD8"]]
-    with pytest.raises(DataError, match=r"obsm\['adt'\] lacks the columns 'CD3', 'CD4'"):
+    with pytest.raises(DataError, match=r"obsm\['adt'\] lacks the columns 'CD3', 'CD4', 'CD56'"):
         Dataset(other, dataset.registry)
 
 

@@ -50,7 +50,7 @@ def test_the_bound_is_the_sum_over_types(reference, weight):
         found = model.loss(batch, weight, record).item()
         z, z2 = record.sites["z"], record.sites["z2"]  # (n, k) and (K, n, k)
         x, labels, n_types = batch["x"], batch["labels"], 3
-        q_z = dist.Normal(*model._code(batch))
+        q_z = dist.Normal(*model._posterior_of_z(batch))
         q_y = model.classifier(z).softmax(-1)
         law = pyrosc.infer.posterior.traces(model, batch, 1, fixed={"z": z})[1].nodes["x"]["fn"]
         total = law.log_prob(x)
@@ -78,7 +78,7 @@ def test_the_classifier_learns_from_labelled_cells_only():
     model.split = {"main": (np.arange(120), np.arange(0))}
     with torch.no_grad():
         z = torch.randn(100, 3)
-        term = model.auxiliary(model.inputs(batch), {"z": z}, 0)["classification"]
+        term = model.auxiliary(model.inputs(batch), {"z": z}, 0, 1.0)["classification"]
         known = batch["labels"] >= 0
         assert known.sum() > 40
         logits = model.classifier(z[known])
@@ -87,7 +87,7 @@ def test_the_classifier_learns_from_labelled_cells_only():
             expected = torch.nn.functional.cross_entropy(logits, batch["labels"][known])
             assert term.item() == pytest.approx(7 * expected.item(), rel=1e-6)
         few = {k: v[~known][:10] for k, v in model.inputs(batch).items()}
-        drawn = model.auxiliary(few, {"z": z[~known][:10]}, 0)  # no labelled cell: some are drawn
+        drawn = model.auxiliary(few, {"z": z[~known][:10]}, 0, 1.0)  # no labelled cell: some are drawn
         assert torch.isfinite(drawn["classification"])
 
 

@@ -68,6 +68,6 @@ def test_loss_equals_the_reference(name):
         labels = batch["labels"].clone()
         batch["labels"][1::2] = -1  # the reference classifies every other cell
         model.split = {"main": (np.arange(0), np.arange(0))}  # and draws no further ones
-        term = model.auxiliary(model.inputs(batch), record.sites, 0)["classification"]
+        term = model.auxiliary(model.inputs(batch), record.sites, 0, 1.0)["classification"]
         assert (loss + term).item() == pytest.approx(CASES[name]["with_classification"], rel=1e-5)
         assert (labels >= 0).all()

@@ -27,7 +27,7 @@ def terms_of(model, seed=0):
     torch.manual_seed(seed)
     with torch.random.fork_rng():
         loss = model.loss(batch, record=record)
-    return loss, model.auxiliary(model.inputs(batch), record.sites, 0)
+    return loss, model.auxiliary(model.inputs(batch), record.sites, 0, 1.0)
 
 
 def gradients(value, model):
@@ -109,7 +109,7 @@ def test_the_step_counts_up(toy_adata):
     seen = []
 
     class Counting(Adversary):
-        def auxiliary(self, batch, sites, step):
+        def auxiliary(self, batch, sites, step, kl_weight):
             seen.append((step, sorted(sites)))
             assert set(batch) == {"x", "batch"}
             return {}
@@ -128,7 +128,7 @@ class Watched(Factors):
         super().__init__(registry)
         self.classifier = torch.nn.Linear(3, 2)
 
-    def auxiliary(self, batch, sites, step):
+    def auxiliary(self, batch, sites, step, kl_weight):
         own = torch.nn.functional.cross_entropy(self.classifier(sites["z"]), batch["batch"])
         return {"classify": own}
 
@@ -139,8 +139,8 @@ def test_a_watcher_learns_and_changes_nothing_else(toy_adata):
     assert watched.history["classify"].iloc[-1] < watched.history["classify"].iloc[0]
 
     class Blind(Watched):
-        def auxiliary(self, batch, sites, step):
-            return {"classify": super().auxiliary(batch, sites, step)["classify"] * 0}
+        def auxiliary(self, batch, sites, step, kl_weight):
+            return {"classify": super().auxiliary(batch, sites, step, kl_weight)["classify"] * 0}
 
     blind = Blind.from_anndata(toy_adata, batch_key="batch").fit(6, lr=0.05, progress=False)
     for name, value in watched.state_dict().items():
@@ -153,7 +153,7 @@ def test_an_unowned_objective_moves_what_it_depends_on(toy_adata):
             super().__init__(registry)
             self.classifier = torch.nn.Linear(3, 2)
 
-        def auxiliary(self, batch, sites, step):
+        def auxiliary(self, batch, sites, step, kl_weight):
             return {"entropy": torch.nn.functional.cross_entropy(self.classifier(sites["z"]), batch["batch"])}
 
     model = Classified.from_anndata(toy_adata, batch_key="batch")

@@ -1,0 +1,229 @@
+"""Proteins without noise, for any model that tells their background from their foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyrosc.data.errors import DataError, listed
+from pyrosc.data.inputs import as_rows, encode_do
+from pyrosc.infer.posterior import stream
+from pyrosc.infer.structure import need_site
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from pyrosc.data import Dataset
+    from pyrosc.models.base import Model
+
+#: Sites of a model of proteins: mean of the foreground, log mean of the background, P(foreground).
+_FOREGROUND, _BACKGROUND, _PROBABILITY = "foreground_mean", "log_background", "foreground_probability"
+
+
+def normalized_protein(
+    model: Model,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+    *,
+    transform_batch: str | Sequence[str] | None = None,
+    protein_list: Sequence[str] | None = None,
+    include_protein_background: bool = False,
+    sample_protein_mixing: bool = False,
+    scale_protein: bool = False,
+    n_samples: int = 0,
+    return_mean: bool = True,
+    as_numpy: bool = False,
+    do: Mapping[str, Any] | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> pd.DataFrame | np.ndarray:
+    """Proteins without noise, by default without background: mean foreground times its probability.
+
+    The efficiency of a batch's staining is left out, so that batches compare.
+
+    Parameters
+    ----------
+    model
+        A model with the sites ``foreground_mean``, ``log_background`` and ``foreground_probability``.
+    adata, indices
+        Other cells, and which of them; as in `pyrosc.Model.posterior`.
+    transform_batch
+        Decode the cells as if of this batch; several are averaged. None: each cell's own batch but, for
+        proteins that were not measured there, the mean over the batches where they were: those are imputed.
+    protein_list
+        Proteins wanted, in this order; default all.
+    include_protein_background
+        Add mean background times its probability.
+    sample_protein_mixing
+        Draw which of the two a protein is, in place of weighing by the probability; needs `n_samples`.
+    scale_protein
+        Divide by the sum over all proteins: shares of a cell.
+    n_samples
+        Draws from the posterior; 0 decodes its mean.
+    return_mean
+        Average the draws; False gives an array (n_samples, n, p).
+    as_numpy
+        An array in place of a DataFrame.
+    do
+        Further what-if values, as in `pyrosc.Model.posterior`.
+    batch_size, seed
+        Cells at a time; seed of the draws.
+
+    Returns
+    -------
+    pandas.DataFrame or numpy.ndarray
+        (n, p) cells by proteins, float32.
+
+    Raises
+    ------
+    KeyError
+        If the model lacks a site, or a protein.
+    """
+    field, names = protein_field(model)
+    if (sample_protein_mixing or not return_mean) and n_samples == 0:
+        what = (
+            "sample_protein_mixing=True draws"
+            if sample_protein_mixing
+            else "return_mean=False keeps the draws"
+        )
+        raise ValueError(f"{what}; ask for some: n_samples=25")
+    chosen = _positions(names, protein_list)
+    dataset = model.dataset(adata)
+    rows = as_rows(indices, dataset)
+    lead = () if return_mean else (n_samples,)
+
+    def value(found: dict[str, tuple[Tensor, bool]]) -> Tensor:
+        foreground, log_b, p = (found[s][0] for s in (_FOREGROUND, _BACKGROUND, _PROBABILITY))
+        if sample_protein_mixing:
+            p = torch.bernoulli(p)
+        out = foreground * p
+        if include_protein_background:
+            out = out + (1 - p) * log_b.exp()
+        if scale_protein:
+            out = out / out.sum(-1, keepdim=True).clamp(min=1e-12)
+        return out
+
+    def decoded(which: np.ndarray, world: Mapping[str, Any]) -> np.ndarray:
+        out = np.zeros((*lead, len(which), len(names)), np.float32)
+        values = stream(
+            model,
+            [_FOREGROUND, _BACKGROUND, _PROBABILITY],
+            model.batches(dataset, which, batch_size),
+            n_samples=n_samples,
+            reduce=None if n_samples else "mean",
+            do=encode_do(model.registry, world, len(which)),
+            seed=seed,
+        )
+        for at, found in values:
+            here = value(found)
+            here = here.mean(0) if n_samples and return_mean else here
+            out[..., at, :] = here.cpu().numpy()
+        return out
+
+    base = dict(do or {})
+    if transform_batch is not None:
+        batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+        out = sum(decoded(rows, {**base, "batch": b}) for b in batches) / len(batches)
+    else:
+        out = decoded(rows, base)
+        if "batch" not in base:
+            out = _imputed(
+                model, field, dataset, rows, out, lambda which, b: decoded(which, {**base, "batch": b})
+            )
+    out = np.asarray(out)[..., chosen]
+    if as_numpy or not return_mean:
+        return out
+    return pd.DataFrame(out, index=dataset.obs_names[rows], columns=[names[i] for i in chosen])
+
+
+def foreground_probability(
+    model: Model,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+    *,
+    protein_list: Sequence[str] | None = None,
+    n_samples: int = 0,
+    do: Mapping[str, Any] | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Probability that a protein's count is foreground, given the cell's latent space: cells by proteins.
+
+    Parameters
+    ----------
+    model
+        A model with the site ``foreground_probability``.
+    adata, indices, protein_list, n_samples, do, batch_size, seed
+        As of `normalized_protein`.
+    """
+    need_site(model, _PROBABILITY, "foreground probabilities", None)
+    _, names = protein_field(model)
+    chosen = _positions(names, protein_list)
+    found = model.posterior(
+        _PROBABILITY,
+        adata=adata,
+        indices=indices,
+        n_samples=n_samples,
+        do=do,
+        batch_size=batch_size,
+        seed=seed,
+    )[_PROBABILITY]
+    dataset = model.dataset(adata)
+    index = dataset.obs_names[as_rows(indices, dataset)]
+    return pd.DataFrame(found[:, chosen], index=index, columns=[names[i] for i in chosen])
+
+
+def protein_field(model: Model) -> tuple[str, list[str]]:
+    """Name of the protein field that the sites are of, and its proteins."""
+    for site in (_FOREGROUND, _BACKGROUND, _PROBABILITY):
+        need_site(model, site, "proteins without noise", None)
+    field = next(n for n, s in model.registry.fields.items() if s.kind == "protein")
+    return field, list(model.registry.var_names(field))
+
+
+def _positions(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
+    if wanted is None:
+        return list(range(len(names)))
+    if isinstance(wanted, str):
+        raise TypeError(f"protein_list takes a list of proteins; write ['{wanted}']")
+    if absent := [w for w in wanted if w not in names]:
+        raise KeyError(f"the model has no proteins {listed(absent)}; it has {listed(names, 20)}")
+    return [list(names).index(w) for w in wanted]
+
+
+def _imputed(
+    model: Model, field: str, dataset: Dataset, rows: np.ndarray, own: np.ndarray, decoded: Any
+) -> np.ndarray:
+    """Put in, for proteins that a cell's batch was not stained for, the mean over the batches that were."""
+    panel = getattr(model, "panel", None)
+    if panel is None or not model.registry.given("batch"):
+        return own
+    measured = panel.all_rows().detach().cpu().numpy() > 0.5
+    if measured.all():
+        return own
+    names = model.registry.categories("batch")
+    codes = dataset.codes("batch")[rows]
+    unknown = codes >= len(names)  # batches not seen, of models that are open to them
+    lacking = np.where(unknown[:, None], False, ~measured[np.where(unknown, 0, codes)])
+    which = np.flatnonzero(lacking.any(1))
+    if not len(which):
+        return own
+    if never := [
+        model.registry.var_names(field)[i] for i in np.flatnonzero(~measured.any(0) & lacking.any(0))
+    ]:
+        raise DataError(f"no batch of the model was stained for {listed(never)}; leave them out")
+    total = np.zeros((*own.shape[:-2], len(which), own.shape[-1]), np.float32)
+    count = np.zeros((len(which), own.shape[-1]), np.float32)
+    for s, name in enumerate(names):
+        use = lacking[which] & measured[s]
+        if use.any():
+            total += np.where(use, decoded(rows[which], name), 0)
+            count += use
+    mine = lacking[which]
+    own[..., which, :] = np.where(mine, total / np.maximum(count, 1), own[..., which, :])
+    return own
