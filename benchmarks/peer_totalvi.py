@@ -147,8 +147,10 @@ def surgery(out: Path, seed: int, again: bool, data_dir: Path | None) -> None:
         folder = out / f"peer_totalvi_{name}_seed{seed}"
         adata = set_up(reference)
         columns = adata.obsm[cite.PROTEIN].columns
-        query.obsm[cite.PROTEIN] = query.obsm[cite.PROTEIN].reindex(columns=columns)
-        mapped = cite.filled(query)
+        mapped = query.copy()
+        mapped.obsm[cite.PROTEIN] = query.obsm[cite.PROTEIN].reindex(columns=columns)
+        known = int(mapped.obsm[cite.PROTEIN].notna().any().sum())
+        mapped = cite.filled(mapped)
         scvi.settings.seed = seed
         if again or not (folder / "reference" / "figures.json").exists():
             trained(TOTALVI(adata, **ARCHES), folder / "reference")
@@ -166,7 +168,7 @@ def surgery(out: Path, seed: int, again: bool, data_dir: Path | None) -> None:
         result["cases"][name] = {
             "cells": [reference.n_obs, query.n_obs],
             "proteins": len(columns),
-            "proteins_of_query": int(query.obsm[cite.PROTEIN].notna().any().sum()),
+            "proteins_shared": known,
             **carried,
             **figures,
         }

@@ -118,9 +118,9 @@ def build(
         module.log_per_batch_efficiency.normal_(0.0, 0.3)
         module.px_r.normal_(0.5, 0.7)
         module.py_r.normal_(1.0, 0.5)
-        # an initial decoder is nearly flat; stretched heads make every term depend on the cell
+        # initial networks are nearly flat; stretched ones make every term depend on the cell
         for name, value in module.named_parameters():
-            if name.startswith("decoder.") and ".0.weight" in name:
+            if name.endswith("weight") and value.dim() == 2:
                 value.mul_(2.0)
     return base.shaken(module)
 
