@@ -245,7 +245,7 @@ def test_the_weight_of_the_kl_rises_to_one(model, monkeypatch):
             seen.append((weight, sites))
             super().__init__(weight, sites)
 
-    monkeypatch.setattr("pyrosc.models.base.Anneal", Spy)
+    monkeypatch.setattr("pyrosc.models.objective.Anneal", Spy)
     quick(model, 5, warmup=0.5)  # 30 steps
     given = [w for w, _ in seen]
     assert given == pytest.approx([(i + 1) / 15 for i in range(14)])
