@@ -15,6 +15,7 @@ from toy_models import Cells, Factors, Rates, TwoSources
 import pyrosc
 from pyrosc import Model, Plan
 from pyrosc.data import Batch, Counts, DataError, Index
+from pyrosc.data.inputs import load_batch
 from pyrosc.infer.handlers import Anneal
 from pyrosc.train import TrainingError
 from pyrosc.train import loop as loop_module
@@ -618,7 +619,7 @@ def test_two_sources(two):
 def test_the_loss_of_two_sources_is_per_cell(two):
     model = TwoSources.from_anndatas(two)
     rows = {s: np.arange(a.n_obs) for s, a in two.items()}
-    batch = loop_module.load_batch(model.datasets, rows, model.device)
+    batch = load_batch(model.datasets, rows, model.device)
     with model.minibatch(batch), torch.no_grad():
         torch.manual_seed(0)
         total = model.elbo.differentiable_loss(model.model, model.guide, **model.inputs(batch))
