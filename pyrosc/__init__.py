@@ -20,7 +20,7 @@ from pyrosc.models import (
     Solo,
     SpatialStereoscope,
 )
-from pyrosc.models.base import cells
+from pyrosc.models.objective import cells
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.compare import compare
 from pyrosc.tools.de import differential_expression, rank_genes_groups

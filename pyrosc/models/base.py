@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
-from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
-from pyrosc.data.genes import shared_genes
-from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, present_key, rows_key
+from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch
 from pyrosc.data.loader import cut
-from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.infer.guides import Amortized
-from pyrosc.infer.handlers import Anneal, Measured, Record, cells_plate
 from pyrosc.infer.posterior import collect, stream
-from pyrosc.infer.structure import enumerated_sites, latent_sites, prototype
+from pyrosc.infer.structure import prototype
 from pyrosc.io import load, save
-from pyrosc.models.build import Built, reject_unknown
+from pyrosc.models.build import Built
 from pyrosc.models.describe import describe, summary
+from pyrosc.models.make import make
+from pyrosc.models.objective import Objective
 from pyrosc.models.results import Results
 from pyrosc.tools.surgery import Surgery, surgery
 from pyrosc.train.loop import fit
-from pyrosc.train.plan import Plan
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-_CURRENT: ContextVar[Model | None] = ContextVar("pyrosc_model", default=None)
-
-
-def cells(x: Tensor, source: str = MAIN) -> pyro.plate:
-    """The plate over the minibatch's cells, for model functions that have no ``self``.
-
-    Parameters
-    ----------
-    x
-        Any argument of the model for these cells, (n, ...).
-    source
-        Data source of the cells.
-    """
-    model = _CURRENT.get()
-    return pyro.plate("cells", len(x), dim=-1) if model is None else model.cells(x, source)
-
-
-class Model(nn.Module, Results, metaclass=Built):
+class Model(Objective, Results, metaclass=Built):
     """A probabilistic model of cells, written as a Pyro model/guide pair.
 
     A subclass defines ``__init__(self, registry, **options)``, which builds parameters; ``model(...)``,
@@ -97,26 +74,8 @@ class Model(nn.Module, Results, metaclass=Built):
         Where a converted model comes from (JSON values); None for models made here.
     """
 
-    elbo: ELBO = PathwiseELBO()
-    slots: ClassVar[Mapping[str, str]] = {}
-    annealed: tuple[str, ...] | None = None
-    plan: Plan = Plan()
-    vectorized: ClassVar[bool] = False
-    latent: ClassVar[str] = "z"
-    expression: ClassVar[str] = "rho"
-    features: ClassVar[Mapping[str, str]] = {}
-    recoded: ClassVar[tuple[str, ...]] = ()
-    label: ClassVar[str | None] = None
-    positive: ClassVar[str | None] = None
-
-    registries: dict[str, Registry]
     config: dict[str, Any]
-    n_train: dict[str, int]
-    auto_guide: nn.Module
     per_cell_guide: bool = False
-    _rows: dict[str, Tensor]
-    _latents: dict[str, bool]
-    _summed_out: set[str]
 
     def __init__(self, registry: Registry | Mapping[str, Registry], **options: Any) -> None:
         # nn.Module.__init__ has run already (see Built); options are kept in self.config
@@ -126,68 +85,6 @@ class Model(nn.Module, Results, metaclass=Built):
         self.surgery: Surgery | None = None
         self.origin: dict[str, Any] | None = None
         self.split: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    # -- what a subclass writes -----------------------------------------------------------------------
-
-    def model(self, *args: Any, **kwargs: Any) -> Any:
-        """Generative model in Pyro primitives."""
-        raise NotImplementedError(f"{type(self).__name__} must define model(self, x: Counts, ...)")
-
-    def guide(self, *args: Any, **kwargs: Any) -> Any:
-        """Variational posterior in Pyro primitives; by default encoders made by `Amortized`."""
-        return self.auto_guide(*args, **kwargs)
-
-    def initialize(self, data: Dataset | dict[str, Dataset]) -> None:
-        """Data-dependent starting values; called once by `from_anndata`, never by `load`."""
-
-    def initialize_query(self, data: Dataset) -> None:
-        """Data-dependent values of the categories that a query brings; called once by `pyrosc.surgery`.
-
-        Their rows are at the mean of the others already, and come after those (`CategoryTable.row`).
-        """
-
-    def starting_values(self) -> dict[str, Tensor]:
-        """Starting values of latent sites, by name, for guides made from the model and for MCMC."""
-        return {}
-
-    def finish(self) -> None:
-        """Called at the end of every `fit`, with the weights that are kept: what is estimated from a trained
-        model (a temperature, a rate) goes into its buffers here."""
-
-    def label_names(self) -> Sequence[str]:
-        """Names of the values of the `label` site; by default the categories of the labels."""
-        return self.registry.categories("labels")
-
-    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities (n, k) of the `label` site as `predict` shows them; by default those of the model."""
-        return probabilities
-
-    def columns(self, site: str) -> Sequence[str] | None:
-        """Names of the columns of a local site's values, which `annotate` writes with them; None for none."""
-        return None
-
-    def support(self) -> dict[str, str]:
-        """What the likelihood takes, per counts field: ``"counts"`` (default), ``"panel"`` (counts of a few
-        genes, of which a cell may have none) or ``"real"``."""
-        return {}
-
-    def gene_results(self) -> dict[str, pd.Series | pd.DataFrame]:
-        """Results per gene, indexed by gene, by the place where `annotate` puts them: "var/…" or "varm/…"."""
-        return {}
-
-    def auxiliary(
-        self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int, kl_weight: float
-    ) -> dict[str, Tensor]:
-        """Further objectives by name, from the site values of the pass that the ELBO was taken on."""
-        return {}
-
-    #: Auxiliary objectives that own a submodule: name of the objective to attribute name. Its parameters
-    #: are moved by that objective alone, in a step of their own.
-    owners: ClassVar[Mapping[str, str]] = {}
-
-    #: Factors of the learning rate by submodule: free parameters whose scale is not that of a network's
-    #: weights (a dispersion per gene) have further to go in as many steps.
-    rates: Mapping[str, float] = {}
 
     # -- making one -----------------------------------------------------------------------------------
 
@@ -293,45 +190,18 @@ class Model(nn.Module, Results, metaclass=Built):
         DataError
             If the data do not fit, or the sources share no gene.
         """
-        fields = cls.fields(**options)
-        sources = list(dict.fromkeys(f.source for f in fields.values()))
-        if set(adatas) != set(sources):
-            raise TypeError(f"{cls.__name__} reads the sources {sources}; got {sorted(adatas)}")
-        keywords = {f.keyword for f in fields.values() if f.keyword}
-        given = {k: options.pop(k) for k in list(options) if k in keywords}
-        reject_unknown(cls, options, keywords)
-        if isinstance(genes, str) and genes != "shared":
-            raise ValueError(f"genes is 'shared' or a list per source; got {genes!r}")
-        if ignore_case and genes != "shared":
-            raise ValueError("ignore_case= is of genes='shared'")
-        registries = {}
-        for source in sources:
-            own = {n: f for n, f in fields.items() if f.source == source}
-            mine = given if len(sources) == 1 else dict((keys or {}).get(source, {}))
-            registries[source] = Registry.from_data(
-                adatas[source],
-                own,
-                mine,
-                unlabeled=unlabeled_category,
-                standardize=standardize,
-                modalities=modalities,
-                owner=cls.__name__,
-            )
-        if genes == "shared":
-            genes = shared_genes({s: r.var_names() for s, r in registries.items()}, ignore_case=ignore_case)
-        for source, own_genes in (genes or {}).items():  # type: ignore[union-attr]  # no str any more
-            registries[source] = registries[source].restrict(own_genes)
-        datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
-        registries = {s: r.with_fingerprints(datasets[s].fingerprints()) for s, r in registries.items()}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self: Self = cls(registries[MAIN] if sources == [MAIN] else registries, **options)
-            self.datasets = datasets
-            for dataset in datasets.values():
-                preflight(dataset, self.support())
-            self.setup()
-            self.initialize(datasets[MAIN] if sources == [MAIN] else datasets)
-        return self.eval()
+        return make(
+            cls,
+            adatas,
+            options,
+            keys=keys,
+            genes=genes,
+            ignore_case=ignore_case,
+            unlabeled_category=unlabeled_category,
+            standardize=standardize,
+            modalities=modalities,
+            seed=seed,
+        )
 
     @classmethod
     def from_reference(cls, reference: Model | str | Path, query: AnnData, **options: Any) -> Self:
@@ -371,11 +241,6 @@ class Model(nn.Module, Results, metaclass=Built):
         return self
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-    @property
     def knows_cells(self) -> bool:
         """Whether it has parameters of its own for each registered cell, and none for others."""
         kinds = {s.kind for r in self.registries.values() for s in r.fields.values()}
@@ -386,103 +251,7 @@ class Model(nn.Module, Results, metaclass=Built):
         """Whether the weights were trained, here or where a converted model comes from."""
         return self.history is not None or self.origin is not None
 
-    @property
-    def registry(self) -> Registry:
-        """The registry of a model of one data source."""
-        if MAIN not in self.registries:
-            raise AttributeError(f"{type(self).__name__} has several registries: {sorted(self.registries)}")
-        return self.registries[MAIN]
-
     # -- the objective --------------------------------------------------------------------------------
-
-    def cells(self, x: Tensor, source: str = MAIN) -> pyro.plate:
-        """The plate over the cells of a minibatch: dim −1, scaled to the number of training cells.
-
-        Called outside of `forward` (on a whole data set, say, for MCMC) it holds the cells given.
-
-        Parameters
-        ----------
-        x
-            Any argument of the model for these cells, (n, ...).
-        source
-            Data source of the cells.
-        """
-        name = cells_plate(source)
-        rows = self._rows.get(source) if hasattr(self, "_rows") else None
-        if rows is None:
-            return pyro.plate(name, len(x), dim=-1)
-        return pyro.plate(name, self.n_train[source], subsample=rows, dim=-1)
-
-    @contextmanager
-    def minibatch(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Tell `cells` which rows of the training data the arguments are; leave out what was not measured."""
-        rows = {s: batch[rows_key(s)] for s in self.registries if rows_key(s) in batch}
-        present = {n: batch[present_key(n)] for n in batch if present_key(n) in batch}
-        if self.surgery is not None and self.surgery.missing_genes == "zero":
-            present = {}
-        outer = getattr(self, "_rows", {}), getattr(self, "_present", {})
-        token = _CURRENT.set(self)
-        try:
-            object.__setattr__(self, "_rows", rows)
-            object.__setattr__(self, "_present", present)
-            with (
-                Measured({n: (batch[n], which) for n, which in present.items()}) if present else nullcontext()
-            ):
-                yield
-        finally:
-            _CURRENT.reset(token)
-            object.__setattr__(self, "_rows", outer[0])
-            object.__setattr__(self, "_present", outer[1])
-
-    def measured(self, field: str) -> Tensor | None:
-        """Which genes of a counts field the cells of the minibatch at hand have, (g,) bool; None for all.
-
-        The others are zero, and their likelihood is left out; see `pyrosc.surgery`.
-        """
-        present: dict[str, Tensor] = getattr(self, "_present", {})
-        return present.get(field)
-
-    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The arguments of model and guide in a minibatch."""
-        return {k: v for k, v in batch.items() if not k.startswith("_")}
-
-    def loss(
-        self, batch: Mapping[str, Tensor], kl_weight: float = 1.0, record: Record | None = None
-    ) -> Tensor:
-        """Negative ELBO per cell of a minibatch, with the KL of `annealed` sites at a weight."""
-        anneal = nullcontext() if kl_weight == 1 else Anneal(kl_weight, self.annealed_sites)
-        with self.minibatch(batch), anneal, record or nullcontext():
-            inputs = self.inputs(batch)
-            elbo: Any = self.elbo  # Pyro's base class does not declare its losses
-            if torch.is_grad_enabled():
-                value = elbo.differentiable_loss(self.model, self.guide, **inputs)
-            else:  # TraceEnum_ELBO insists on a gradient in differentiable_loss
-                value = torch.as_tensor(elbo.loss(self.model, self.guide, **inputs))
-        return value / sum(self.n_train.values())
-
-    def forward(self, batch: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:
-        """Negative ELBO per cell (nats) of one minibatch: what is differentiated, and what DDP wraps."""
-        return self.loss(batch, kl_weight)
-
-    @property
-    def annealed_sites(self) -> tuple[str, ...]:
-        """Sites whose KL is annealed: `annealed`, or the local latent sites but the library."""
-        if self.annealed is not None:
-            return self.annealed
-        return tuple(s for s in self.latent_sites(local=True) if s not in {"library", *self.summed_out})
-
-    def latent_sites(self, local: bool | None = None) -> list[str]:
-        """Names of the latent sites of the model; local ones are inside the plate over cells."""
-        if not hasattr(self, "_latents"):
-            object.__setattr__(self, "_latents", latent_sites(self))
-        return [name for name, is_local in self._latents.items() if local is None or is_local == local]
-
-    @property
-    def summed_out(self) -> set[str]:
-        """Names of the discrete sites that the model enumerates, so that the guide has none of them."""
-        if not hasattr(self, "_summed_out"):
-            object.__setattr__(self, "_summed_out", enumerated_sites(self))
-        return self._summed_out
 
     fit = fit  # the one runner, as a method
 

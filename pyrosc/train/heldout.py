@@ -1,4 +1,4 @@
-"""The ELBO of cells that do not train, between epochs."""
+"""The ELBO of held-out cells, and of some that train, between epochs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import torch
 
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.modes import evaluating
+from pyrosc.train.diagnose import culprit, diagnose
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
+
+_TRAIN_SAMPLE = 1024  # training cells on which elbo_train is taken at each epoch
 
 
 def evaluate(model: Model, rows: dict[str, np.ndarray], seed: int = 0, batch_size: int = 256) -> float:
@@ -25,6 +28,41 @@ def evaluate(model: Model, rows: dict[str, np.ndarray], seed: int = 0, batch_siz
             total += -model(load_batch(model.datasets, chosen, model.device)).item() * size
             cells += size
     return total / cells
+
+
+def finite_elbo(model: Model, rows: dict[str, np.ndarray], seed: int, when: str) -> float:
+    """What `evaluate` gives, or the error that says why it is not finite.
+
+    Parameters
+    ----------
+    when
+        Which cells and where in training, for the message.
+
+    Raises
+    ------
+    TrainingError
+        If the ELBO is NaN or infinite.
+    """
+    value = evaluate(model, rows, seed)
+    if np.isfinite(value):
+        return value
+    blame = None
+    for chosen in parts(rows, 1024):
+        batch = load_batch(model.datasets, chosen, model.device)
+        names = {s: model.datasets[s].obs_names[r] for s, r in chosen.items()}
+        if blame := culprit(model, batch, names):
+            break
+    raise diagnose(model, batch, names, when, blame)
+
+
+def few_of(train: dict[str, np.ndarray], held_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Rows that train, of which ``elbo_train`` is taken: at most as many as are held out."""
+    chosen = {}
+    for source, rows in train.items():
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(rows)
+        most = len(held_out[source]) or _TRAIN_SAMPLE
+        chosen[source] = np.sort(order[: min(_TRAIN_SAMPLE, max(most, 1))])
+    return chosen
 
 
 def parts(rows: dict[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:

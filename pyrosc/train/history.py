@@ -1,9 +1,21 @@
-"""Reading a training record."""
+"""The training record: adding to it, and reading it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+
+from pyrosc.data.errors import warn
+
+
+def extended(history: pd.DataFrame | None, records: list[dict[str, Any]]) -> pd.DataFrame | None:
+    """A history with the epochs of one more run."""
+    if not records:
+        return history
+    new = pd.DataFrame(records).set_index("epoch")
+    return new if history is None else pd.concat([history, new])
 
 
 def kept_epoch(history: pd.DataFrame) -> int | None:
@@ -47,3 +59,15 @@ def late_gain(run: pd.DataFrame) -> tuple[float, int] | None:
         return None
     gain = float(values[-tail:].max() - values[:-tail].max())
     return (gain, tail) if gain > STILL_RISING * abs(values[-1]) else None
+
+
+def hint(records: list[dict[str, Any]]) -> None:
+    """Warn where the held-out ELBO was still rising at the end of a run."""
+    if not records or (late := late_gain(pd.DataFrame(records))) is None:
+        return
+    gain, epochs = late
+    warn(
+        f"the held-out ELBO was still rising at the end (by {gain:.1f} nats per cell over the last "
+        f"{epochs} epochs); train longer: fit(max_epochs={2 * len(records)})",
+        UserWarning,
+    )

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyrosc.data.errors import warn
-from pyrosc.data.inputs import load_batch
-from pyrosc.data.loader import cut, cycle_batches, prefetch
+from pyrosc.data.loader import cut
 from pyrosc.infer.handlers import Record
 from pyrosc.train import checkpoint as files
 from pyrosc.train.diagnose import TrainingError, culprit, diagnose
-from pyrosc.train.heldout import evaluate, parts
-from pyrosc.train.history import late_gain
+from pyrosc.train.heldout import few_of, finite_elbo
+from pyrosc.train.history import extended, hint
+from pyrosc.train.machine import choose_device, few_threads
+from pyrosc.train.minibatches import minibatches
 from pyrosc.train.optim import Optimizers
 from pyrosc.train.plan import Plan, kl_weight, learning_rate
 from pyrosc.train.restarts import fit_restarts
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 
 #: A function of the model and the epoch's record; a true return value ends training.
 Callback = Callable[["Model", dict[str, Any]], Any]
-
-_TRAIN_SAMPLE = 1024  # training cells on which elbo_train is taken at each epoch
-_SMALL = 2**17  # values in a minibatch of counts up to which one thread trains
 
 
 def fit(
@@ -142,7 +138,7 @@ def fit(
         )
     for dataset in model.datasets.values():
         dataset.verify()
-    model.to(_device(device))
+    model.to(choose_device(device))
     choose_rows(model, plan, train_indices, validation_indices, seed, train_size is not None)
     check_annealing(model, plan)
     run = Run(model, plan, max_epochs, max_steps, max_time, seed)
@@ -155,24 +151,10 @@ def fit(
                 f"{folder} holds a checkpoint; pass resume=True to go on from it, or name another folder"
             )
         files.restore(run, folder)
-    with torch.random.fork_rng(), _threads(model, plan):
+    with torch.random.fork_rng(), few_threads(model, plan):
         run.train(list(callbacks), folder, checkpoint_every, progress)
         model.finish()
     return model
-
-
-@contextmanager
-def _threads(model: Model, plan: Plan) -> Iterator[None]:
-    """One thread where minibatches are small: sharing out such short work costs about what it saves, and on
-    a machine that is busy with other things many times more."""
-    before = torch.get_num_threads()
-    widest = max((m.shape[1] for d in model.datasets.values() for m in d.matrices.values()), default=0)
-    small = plan.batch_size * widest <= _SMALL and model.device.type == "cpu"
-    torch.set_num_threads(1 if small else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Run:
@@ -244,8 +226,9 @@ class Run:
             if self.best_weights is not None:
                 model.load_state_dict(self.best_weights)
             model.eval()
-            self._keep_history()
-        self._hint()
+            model.history = extended(model.history, self.records)
+        if self.ended not in ("early", "interrupted", "callback"):
+            hint(self.records)
 
     def _epoch(self) -> dict[str, Any]:
         model, plan = self.model, self.plan
@@ -254,7 +237,8 @@ class Run:
         weight = rate = 0.0
         extra: dict[str, float] = {}
         model.train()
-        for names, batch in self._minibatches():
+        at = self.before + self.epoch
+        for names, batch in minibatches(model, self.train_rows, plan.batch_size, self.seed, at):
             share = self._share(self.elapsed + time.perf_counter() - started)
             weight, rate = (
                 kl_weight(plan.warmup, share),
@@ -273,9 +257,12 @@ class Run:
                 break
         steps = max(1, self.step - (self.records[-1]["steps"] if self.records else 0))
         record: dict[str, Any] = {"epoch": self.before + self.epoch, "loss": total / max(n_cells, 1)}
-        record["elbo_train"] = self._evaluate(self._sample(), "training cells")
+        sample, after = few_of(self.train_rows, self.held_out, self.seed), f"after epoch {self.epoch + 1}"
+        record["elbo_train"] = finite_elbo(model, sample, self.seed, f"training cells, {after}")
         if all(len(rows) for rows in self.held_out.values()):
-            record["elbo_validation"] = self._evaluate(self.held_out, "held-out cells")
+            record["elbo_validation"] = finite_elbo(
+                model, self.held_out, self.seed, f"held-out cells, {after}"
+            )
         record |= {k: v / steps for k, v in extra.items()}
         self.elapsed += time.perf_counter() - started
         record |= {"kl_weight": weight, "lr": rate, "steps": self.step, "seconds": self.elapsed}
@@ -319,45 +306,9 @@ class Run:
     ) -> TrainingError:
         return diagnose(self.model, batch, names, f"epoch {self.epoch + 1}, step {self.step + 1}", blame)
 
-    def _evaluate(self, rows: dict[str, np.ndarray], what: str) -> float:
-        value = evaluate(self.model, rows, self.seed)
-        if np.isfinite(value):
-            return value
-        model, blame = self.model, None
-        for chosen in parts(rows, 1024):
-            batch = load_batch(model.datasets, chosen, model.device)
-            names = {s: model.datasets[s].obs_names[r] for s, r in chosen.items()}
-            if blame := culprit(model, batch, names):
-                break
-        raise diagnose(model, batch, names, f"{what}, after epoch {self.epoch + 1}", blame)
-
-    def _minibatches(self) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Tensor]]]:
-        model, sources = self.model, list(self.train_rows)
-        order = cycle_batches(
-            list(self.train_rows.values()), self.plan.batch_size, self.seed, self.before + self.epoch
-        )
-        device = model.device
-
-        def load(rows: list[np.ndarray]) -> Any:
-            chosen = dict(zip(sources, rows, strict=True))
-            names = {s: model.datasets[s].obs_names[r] for s, r in chosen.items()}
-            return names, load_batch(model.datasets, chosen, device)
-
-        # a thread pays where loading waits (disk, copies); in memory it only competes for the cores
-        waits = device.type != "cpu" or any(d.on_disk for d in model.datasets.values())
-        yield from prefetch(load, order) if waits else map(load, order)  # type: ignore[misc]
-
     def _share(self, seconds: float) -> float:
         by_steps = (self.step + 1) / self.max_steps
         return max(by_steps, seconds / self.max_time) if self.max_time else by_steps
-
-    def _sample(self) -> dict[str, np.ndarray]:
-        chosen = {}
-        for source, rows in self.train_rows.items():
-            order = np.random.Generator(np.random.PCG64(self.seed)).permutation(rows)
-            held_out = len(self.held_out[source]) or _TRAIN_SAMPLE
-            chosen[source] = np.sort(order[: min(_TRAIN_SAMPLE, max(held_out, 1))])
-        return chosen
 
     def _remember(self, record: dict[str, Any], weight: float) -> None:
         value = record.get("elbo_validation")
@@ -368,30 +319,6 @@ class Run:
         patience = self.plan.patience or max(5, self.epochs // 10)
         if self.plan.early_stopping and self.epoch - self.best_epoch >= patience:
             self.ended = "early"
-
-    def _keep_history(self) -> None:
-        if not self.records:
-            return
-        new = pd.DataFrame(self.records).set_index("epoch")
-        old = self.model.history
-        self.model.history = new if old is None else pd.concat([old, new])
-
-    def _hint(self) -> None:
-        if self.ended in ("early", "interrupted", "callback") or not self.records:
-            return
-        if (late := late_gain(pd.DataFrame(self.records))) is not None:
-            gain, epochs = late
-            warn(
-                f"the held-out ELBO was still rising at the end (by {gain:.1f} nats per cell over the last "
-                f"{epochs} epochs); train longer: fit(max_epochs={2 * len(self.records)})",
-                UserWarning,
-            )
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

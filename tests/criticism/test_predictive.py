@@ -11,7 +11,7 @@ from toy_models import Cells, Factors, Mixture, Proteins, Rates, TwoSources
 
 from pyrosc import SCVI, pl, simulate
 from pyrosc.criticism import predictive_checks
-from pyrosc.criticism.predictive import leave_one_out_weights
+from pyrosc.criticism.tally import leave_one_out_weights
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_count_that_made_its_own_interval_would_fit_too_well(few_genes, monkey
     """What the leave-one-out weights are for: with equal weights the right model fails."""
     model, adata = few_genes
     monkeypatch.setattr(
-        "pyrosc.criticism.predictive.leave_one_out_weights", lambda d: torch.full_like(d, 1 / len(d))
+        "pyrosc.criticism.tally.leave_one_out_weights", lambda d: torch.full_like(d, 1 / len(d))
     )
     found = predictive_checks(model, adata)
     assert found.pit_deviation > 0.025

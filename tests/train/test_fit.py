@@ -15,6 +15,7 @@ from toy_models import Cells, Factors, Rates, TwoSources
 import pyrosc
 from pyrosc import Model, Plan
 from pyrosc.data import Batch, Counts, DataError, Index
+from pyrosc.data.inputs import load_batch
 from pyrosc.infer.handlers import Anneal
 from pyrosc.train import TrainingError
 from pyrosc.train import loop as loop_module
@@ -245,7 +246,7 @@ def test_the_weight_of_the_kl_rises_to_one(model, monkeypatch):
             seen.append((weight, sites))
             super().__init__(weight, sites)
 
-    monkeypatch.setattr("pyrosc.models.base.Anneal", Spy)
+    monkeypatch.setattr("pyrosc.models.objective.Anneal", Spy)
     quick(model, 5, warmup=0.5)  # 30 steps
     given = [w for w, _ in seen]
     assert given == pytest.approx([(i + 1) / 15 for i in range(14)])
@@ -618,7 +619,7 @@ def test_two_sources(two):
 def test_the_loss_of_two_sources_is_per_cell(two):
     model = TwoSources.from_anndatas(two)
     rows = {s: np.arange(a.n_obs) for s, a in two.items()}
-    batch = loop_module.load_batch(model.datasets, rows, model.device)
+    batch = load_batch(model.datasets, rows, model.device)
     with model.minibatch(batch), torch.no_grad():
         torch.manual_seed(0)
         total = model.elbo.differentiable_loss(model.model, model.guide, **model.inputs(batch))
