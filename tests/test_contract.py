@@ -37,6 +37,12 @@ VARIANTS = {
         {"bayesian": True, "gene_likelihood": "zinb", "batch_prior": "hierarchical"},
         {"decoder_norm": "batch", "batch_representation": "embedding", "dispersion": "gene-cell"},
     ],
+    "PEAKVI": [
+        {},
+        {"likelihood": "poisson", "latent_distribution": "ln", "encoder_input": "log"},
+        {"likelihood": "beta_binomial", "copies": 50, "encode_covariates": True},
+        {"model_depth": False, "region_factors": False, "norm": "batch", "deeply_inject_covariates": False},
+    ],
     "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],
     "AUTOZI": [
         {},

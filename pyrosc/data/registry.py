@@ -11,6 +11,7 @@ import numpy as np
 
 from pyrosc.data import encode as enc
 from pyrosc.data.errors import DataError, listed
+from pyrosc.data.reads import UNITS, are_reads, keywords_of
 from pyrosc.data.schema import Field
 
 
@@ -46,6 +47,9 @@ class FieldState:
         Names of features that some data may lack (of a query): they are zero there, and not observed.
     withheld
         For labels: whether all cells are taken as unlabelled, whatever the column holds.
+    reads
+        For counts of fragments: whether the values are reads, of which x are ceil(x/2) fragments. None for
+        other fields.
     """
 
     kind: str
@@ -62,6 +66,7 @@ class FieldState:
     open: bool = False
     missing: tuple[str, ...] = ()
     withheld: bool = False
+    reads: bool | None = None
 
     @property
     def where(self) -> str:
@@ -142,6 +147,8 @@ class Registry:
         found: dict[str, Any] = {}
         for name, state in self.fields.items():
             keyword = fields[name].keyword
+            if state.reads is not None and state.kind == "counts":
+                found[UNITS] = "reads" if state.reads else "fragments"
             if keyword and state.given and state.keys and state.kind != "mask":
                 found[keyword] = list(state.keys) if fields[name].several else state.keys[0]
         modalities = {n: s.modality for n, s in self.fields.items() if s.modality}
@@ -216,7 +223,7 @@ class Registry:
             For a missing column, layer, obsm entry or modality.
         """
         keys = {k: v for k, v in keys.items() if v is not None}
-        known = {f.keyword for f in fields.values() if f.keyword}
+        known = keywords_of(fields)
         if unknown := sorted(keys.keys() - known):
             raise TypeError(f"{owner} takes {listed(sorted(known), 20)}; it does not know {listed(unknown)}")
         modalities = dict(modalities or {})
@@ -235,7 +242,9 @@ class Registry:
                 assert state.of is not None
                 target = states[state.of]
                 width = int(enc.part(data, target.modality).n_vars)
-                states[name] = replace(state, keys=target.keys, modality=target.modality, n_summed=width)
+                states[name] = replace(
+                    state, keys=target.keys, modality=target.modality, n_summed=width, reads=target.reads
+                )
             if state.kind == "mask":
                 assert state.of is not None
                 target = states[state.of]
@@ -345,10 +354,12 @@ def _state(
         if given in (None, "X"):
             if adata.X is None:
                 raise DataError(f"{owner} reads counts from X, which is empty; name a layer: layer='counts'")
-            return replace(base, names=names)
-        if given not in adata.layers:
+            state, matrix = replace(base, names=names), adata.X
+        elif given not in adata.layers:
             raise DataError(f"there is no layer '{given}'; layers are {listed(adata.layers, 12) or 'none'}")
-        return replace(base, keys=(str(given),), names=names)
+        else:
+            state, matrix = replace(base, keys=(str(given),), names=names), adata.layers[given]
+        return state if spec.unit is None else replace(state, reads=are_reads(matrix, keys, state.where))
     columns = _columns(given, spec, name, owner)
     if not columns:
         if not spec.optional:

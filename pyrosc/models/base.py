@@ -19,6 +19,7 @@ from pyrosc.data import MAIN, Dataset, Field, Registry, preflight, schema
 from pyrosc.data.genes import shared_genes
 from pyrosc.data.inputs import as_rows, dummy_batch, encode_do, load_batch, present_key, rows_key
 from pyrosc.data.loader import cut
+from pyrosc.data.reads import keywords_of
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.infer.guides import Amortized
 from pyrosc.infer.handlers import Anneal, Measured, Record, cells_plate
@@ -75,6 +76,9 @@ class Model(nn.Module, Results, metaclass=Built):
         are taken in one pass. False takes them one after the other, which is right for any model.
     latent, expression
         Names of the site of the latent space and of normalised expression.
+    effect
+        Scale on which differential expression compares group means of `expression`: ``"lfc"`` or
+        ``"difference"``.
     label
         Name of the discrete site per cell that `predict` asks about; None for models without.
     positive
@@ -98,6 +102,7 @@ class Model(nn.Module, Results, metaclass=Built):
     vectorized: ClassVar[bool] = False
     latent: ClassVar[str] = "z"
     expression: ClassVar[str] = "rho"
+    effect: str = "lfc"
     label: ClassVar[str | None] = None
     positive: ClassVar[str | None] = None
 
@@ -287,7 +292,7 @@ class Model(nn.Module, Results, metaclass=Built):
         sources = list(dict.fromkeys(f.source for f in fields.values()))
         if set(adatas) != set(sources):
             raise TypeError(f"{cls.__name__} reads the sources {sources}; got {sorted(adatas)}")
-        keywords = {f.keyword for f in fields.values() if f.keyword}
+        keywords = keywords_of(fields)
         given = {k: options.pop(k) for k in list(options) if k in keywords}
         reject_unknown(cls, options, keywords)
         if isinstance(genes, str) and genes != "shared":
