@@ -10,6 +10,7 @@ from pyrosc.infer import Amortized, PathwiseELBO, auto
 from pyrosc.io import load, save
 from pyrosc.models import (
     AUTOZI,
+    PEAKVI,
     SCANVI,
     SCVI,
     TOTALVI,
@@ -36,6 +37,7 @@ except PackageNotFoundError:  # run from a folder that was not installed
 
 __all__ = [
     "AUTOZI",
+    "PEAKVI",
     "SCANVI",
     "SCVI",
     "TOTALVI",

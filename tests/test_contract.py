@@ -44,6 +44,12 @@ VARIANTS = {
         {"batch_prior": "hierarchical", "adversarial": True, "background_prior": "empirical"},
         {"reference_objective": True, "encode_covariates": False},
     ],
+    "PEAKVI": [
+        {},
+        {"likelihood": "poisson", "latent_distribution": "ln", "encoder_input": "log"},
+        {"likelihood": "beta_binomial", "copies": 50, "encode_covariates": True},
+        {"model_depth": False, "region_factors": False, "norm": "batch", "deeply_inject_covariates": False},
+    ],
     "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],
     "AUTOZI": [
         {},

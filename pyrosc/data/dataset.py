@@ -238,7 +238,7 @@ def _source(data: Any, state: FieldState, take: np.ndarray | None = None) -> Mat
     source = adata.layers[state.keys[0]] if state.keys else adata.X
     if source is None:
         raise DataError(f"{state.where} is empty")
-    return Matrix(source, take)
+    return Matrix(source, take, halve=bool(state.reads))
 
 
 def _take(adata: Any, state: FieldState) -> np.ndarray | None:

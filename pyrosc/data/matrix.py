@@ -22,6 +22,8 @@ class Matrix:
     take
         (g,) positions of the wanted columns, -1 for one that the source lacks, which is zero; None keeps all
         in their order.
+    halve
+        Whether the values are reads, two per fragment, that come out as fragments: x as ceil(x/2).
 
     Attributes
     ----------
@@ -29,7 +31,8 @@ class Matrix:
         (g,) bool, which columns the source has; None where it has all.
     """
 
-    def __init__(self, source: Any, take: np.ndarray | None = None) -> None:
+    def __init__(self, source: Any, take: np.ndarray | None = None, halve: bool = False) -> None:
+        self.halve = halve
         n_columns = source.shape[1] if take is None else len(take)
         self.shape: tuple[int, int] = (int(source.shape[0]), int(n_columns))
         self.present: np.ndarray | None = None
@@ -56,8 +59,9 @@ class Matrix:
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Rows `index` as (len(index), g) float32, in the order of `index`."""
         if self._take is not None and isinstance(self._source, np.ndarray):
-            return self._padded(self._source[np.ix_(index, self._take)].astype(np.float32))
-        part = self._read(index)
+            part = self._source[np.ix_(index, self._take)].astype(np.float32)
+            return self._padded(self._in_units(part))
+        part = self._in_units(self._read(index))
         if sp.issparse(part):
             if self._take is not None:
                 part = part[:, self._take]
@@ -69,7 +73,7 @@ class Matrix:
 
     def sparse_rows(self, index: np.ndarray) -> sp.csr_matrix:
         """Rows `index` as CSR, in the order of `index`."""
-        part = sp.csr_matrix(self._read(index))
+        part = sp.csr_matrix(self._in_units(self._read(index)))
         return self._padded(part if self._take is None else part[:, self._take])
 
     def _padded(self, block: Any) -> Any:
@@ -94,6 +98,21 @@ class Matrix:
         else:
             part = self._source[order]
         return part if np.array_equal(order, index) else part[back]
+
+    def _in_units(self, block: Any) -> Any:
+        """Values as they are, or fragments of reads; what is no count stays, for `preflight` to find."""
+        if not self.halve:
+            return block
+        values = block.data if sp.issparse(block) else np.asarray(block)
+        halved = np.ceil(values / 2).astype(values.dtype)
+        with np.errstate(invalid="ignore"):
+            whole = (values >= 0) & (values == np.floor(values))
+        found = halved if whole.all() else np.where(whole, halved, values)
+        if not sp.issparse(block):
+            return found
+        block = block.copy()
+        block.data = found
+        return block
 
     def nonzeros(self) -> int | None:
         """Number of stored values in memory; None where counting would read the whole file."""
@@ -123,7 +142,7 @@ class Matrix:
     def chunks(self, size: int = 4096) -> Iterator[tuple[int, Any]]:
         """Consecutive blocks of rows as (first row, CSR or dense block)."""
         for start in range(0, self.shape[0], size):
-            block = self._source[start : start + size]
+            block = self._in_units(self._source[start : start + size])
             if self._take is not None:
                 block = block[:, self._take]
             yield start, self._padded(block if sp.issparse(block) else np.asarray(block))

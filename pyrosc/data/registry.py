@@ -13,6 +13,7 @@ from pyrosc.data import encode as enc
 from pyrosc.data.errors import DataError, listed
 from pyrosc.data.proteins import panels
 from pyrosc.data.proteins import read as read_proteins
+from pyrosc.data.reads import UNITS, are_reads, keywords_of
 from pyrosc.data.schema import Field
 
 
@@ -55,6 +56,9 @@ class FieldState:
     silent
         For proteins and their mask: (category of `by`, then proteins) that were zero in all of its cells, and
         are taken as not measured there.
+    reads
+        For counts of fragments: whether the values are reads, of which x are ceil(x/2) fragments. None for
+        other fields.
     """
 
     kind: str
@@ -74,6 +78,7 @@ class FieldState:
     matrix: bool = False
     by: str | None = None
     silent: tuple[tuple[str, ...], ...] = ()
+    reads: bool | None = None
 
     @property
     def where(self) -> str:
@@ -154,6 +159,8 @@ class Registry:
         found: dict[str, Any] = {}
         for name, state in self.fields.items():
             keyword = fields[name].keyword
+            if state.reads is not None and state.kind == "counts":
+                found[UNITS] = "reads" if state.reads else "fragments"
             if keyword and state.given and state.keys and state.kind != "mask":
                 found[keyword] = list(state.keys) if fields[name].several else state.keys[0]
         modalities = {n: s.modality for n, s in self.fields.items() if s.modality}
@@ -228,7 +235,7 @@ class Registry:
             For a missing column, layer, obsm entry or modality.
         """
         keys = {k: v for k, v in keys.items() if v is not None}
-        known = {f.keyword for f in fields.values() if f.keyword}
+        known = keywords_of(fields)
         if unknown := sorted(keys.keys() - known):
             raise TypeError(f"{owner} takes {listed(sorted(known), 20)}; it does not know {listed(unknown)}")
         modalities = dict(modalities or {})
@@ -248,7 +255,9 @@ class Registry:
                 assert state.of is not None
                 target = states[state.of]
                 width = int(enc.part(data, target.modality).n_vars)
-                states[name] = replace(state, keys=target.keys, modality=target.modality, n_summed=width)
+                states[name] = replace(
+                    state, keys=target.keys, modality=target.modality, n_summed=width, reads=target.reads
+                )
             if state.kind == "mask":
                 assert state.of is not None
                 target = states[state.of]
@@ -360,10 +369,12 @@ def _state(
         if given in (None, "X"):
             if adata.X is None:
                 raise DataError(f"{owner} reads counts from X, which is empty; name a layer: layer='counts'")
-            return replace(base, names=names)
-        if given not in adata.layers:
+            state, matrix = replace(base, names=names), adata.X
+        elif given not in adata.layers:
             raise DataError(f"there is no layer '{given}'; layers are {listed(adata.layers, 12) or 'none'}")
-        return replace(base, keys=(str(given),), names=names)
+        else:
+            state, matrix = replace(base, keys=(str(given),), names=names), adata.layers[given]
+        return state if spec.unit is None else replace(state, reads=are_reads(matrix, keys, state.where))
     columns = _columns(given, spec, name, owner)
     if spec.kind == "protein" and spec.modality is not None and not _in_obsm(adata, columns):
         state = replace(base, keys=() if columns in ((), ("X",)) else columns, matrix=True)

@@ -73,6 +73,9 @@ class Field:
     open
         For a categorical: whether other data may have categories that the model was not made with. Their code
         is the number of known ones, as if all were one more.
+    unit
+        For counts: ``"fragments"`` where reads (insertions, two per fragment) are to become fragments; the user
+        says which the data are by ``counts=``. None: taken as they are.
     """
 
     kind: Kind
@@ -82,6 +85,7 @@ class Field:
     modality: str | None = None
     of: str | None = None
     open: bool = False
+    unit: str | None = None
 
     def __call__(self, **changes: Any) -> Field:
         return replace(self, **changes)
@@ -99,6 +103,7 @@ class Field:
 
 if TYPE_CHECKING:  # for type checkers a field is the tensor that arrives
     Counts = Tensor
+    Fragments = Tensor
     Categorical = Tensor
     Batch = Tensor
     Labels = Tensor
@@ -113,6 +118,7 @@ if TYPE_CHECKING:  # for type checkers a field is the tensor that arrives
     Index = Tensor
 else:
     Counts = Field("counts", "layer")
+    Fragments = Field("counts", "layer", unit="fragments")
     Categorical = Field("categorical")
     Batch = Field("categorical", "batch_key", optional=True)
     Labels = Field("labels", "labels_key", optional=True)

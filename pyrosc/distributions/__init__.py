@@ -9,6 +9,7 @@ from .beta_binomial import BetaBinomial
 from .negative_binomial import NegativeBinomial
 from .negative_binomial_mixture import NegativeBinomialMixture
 from .poisson import Poisson
+from .scaled_bernoulli import ScaledBernoulli
 from .zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "NegativeBinomialMixture",
     "Normal",
     "Poisson",
+    "ScaledBernoulli",
     "ZeroInflatedNegativeBinomial",
 ]

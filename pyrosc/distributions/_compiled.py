@@ -1,7 +1,7 @@
-"""When and how the compiled negative binomial kernel runs.
+"""When and how the compiled kernels run, of the negative binomial and of the scaled Bernoulli law.
 
-It is for large matrices in single precision on CPU, several times faster there than one tensor operation
-after another. numba is imported, and the kernel compiled or loaded from numba's cache, when the first such
+They are for large matrices in single precision on CPU, several times faster there than one tensor operation
+after another. numba is imported, and a kernel compiled or loaded from numba's cache, when the first such
 matrix comes.
 """
 
@@ -27,13 +27,13 @@ SHARE = 2**14
 MAX_OWN_THREADS = 8
 
 
-def suits(value: Tensor, views: list[Tensor], layout: Layout) -> bool:
+def suits(value: Tensor, views: list[Tensor], layout: Layout, law: str = "nb") -> bool:
     """Whether to run the compiled kernel on these arguments. It depends on nothing but them."""
     if layout.rows * layout.cols < max(MIN_SIZE, 1) or value.device.type != "cpu":
         return False
     if any(view.dtype != torch.float32 or view.device.type != "cpu" for view in views):
         return False
-    return _kernel() is not None
+    return _kernel(law) is not None
 
 
 def evaluate(
@@ -53,7 +53,23 @@ def evaluate(
     share = max(1, SHARE // cols)
     sizes = [0, rows, cols, share, int(layout.event_ndims > 0), period, *steps]
     tensors = [count, *inputs, *missing, out, *grads, *missing]
-    _run(sizes, tensors, -(-rows // share))
+    _run(_kernel("nb"), sizes, tensors, -(-rows // share))
+    return out, grads
+
+
+def evaluate_scaled_bernoulli(
+    value: Tensor, views: list[Tensor], layout: Layout, needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Value, and of the entry-wise gradients in logits and log scale those needed."""
+    rows, cols = layout.rows, layout.cols
+    count, period = _counts(value, layout)
+    inputs = [view.detach().contiguous() for view in views]
+    out = inputs[0].new_empty(rows if layout.event_ndims else (rows, cols))
+    grads = [out.new_empty(rows, cols) if need else None for need in needs]
+    share = max(1, SHARE // cols)
+    steps = [0 if arg.dim() == 1 else cols for arg in inputs]
+    sizes = [0, rows, cols, share, int(layout.event_ndims > 0), period, *steps]
+    _run(_kernel("scaled_bernoulli"), sizes, [count, *inputs, out, *grads], -(-rows // share))
     return out, grads
 
 
@@ -67,27 +83,28 @@ def _counts(value: Tensor, layout: Layout) -> tuple[Tensor, int]:
 
 
 @cache
-def _kernel() -> Any:
-    """The compiled function; None where numba is missing, broken, or told not to compile."""
+def _kernel(law: str) -> Any:
+    """The compiled function of a law; None where numba is missing, broken, or told not to compile."""
     try:
         import numba
 
-        from ._nb_compiled import build
+        from . import _nb_compiled, _scaled_bernoulli_compiled
 
-        return None if numba.config.DISABLE_JIT else build()  # type: ignore[attr-defined]
+        module = _nb_compiled if law == "nb" else _scaled_bernoulli_compiled
+        return None if numba.config.DISABLE_JIT else module.build()  # type: ignore[attr-defined]
     except Exception as error:  # the other way gives the same results
         warnings.warn(
-            f"negative binomial likelihoods run several times slower than they could: {error!r}",
+            f"likelihoods of counts run several times slower than they could: {error!r}",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
 
 
-def _run(sizes: list[int], tensors: list[Tensor | None], shares: int) -> None:
+def _run(kernel: Any, sizes: list[int], tensors: list[Tensor | None], shares: int) -> None:
     """Call the kernel in as many threads as torch uses; each takes shares of the rows until none is left."""
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    kernel, table = _kernel(), np.array([*sizes, *addresses], np.int64)
+    table = np.array([*sizes, *addresses], np.int64)
     threads, parallel = min(torch.get_num_threads(), shares), _parallel()
 
     def work(*held: Any) -> None:

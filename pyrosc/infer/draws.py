@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,24 @@ from pyrosc.infer.posterior import SharedDraws, globals_of, site_value, traces
 
 if TYPE_CHECKING:
     from pyrosc.models.base import Model
+
+
+class Draws(NamedTuple):
+    """Draws of a site, the means of an observed site's law, and what was observed.
+
+    Attributes
+    ----------
+    values
+        (n_samples, n, g) of the site.
+    means
+        (n_samples, n, g) of the law, or None.
+    observed
+        (n, g), or None.
+    """
+
+    values: Tensor
+    means: Tensor | None
+    observed: Tensor | None
 
 
 @torch.no_grad()
@@ -29,7 +47,7 @@ def draws_of(
     worlds: Sequence[Mapping[str, Tensor]] = (),
     expected: str | None = None,
     resample: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Draws:
     """Draws of a site per cell and, with the same latent values, of the mean of an observed site's law.
 
     Parameters
@@ -49,16 +67,16 @@ def draws_of(
     worlds
         Arguments of the model replaced (not of the guide); the site is averaged over several. None: as is.
     expected
-        Observed site of which to give the mean, with the arguments as they are.
+        Observed site of which to give the mean, with the arguments as they are, and the value.
     resample
         Draw each cell's values again among its own with their importance weights p(x, z) / q(z)
         (Rubin 1987's sampling importance resampling): of a model without global latent sites.
 
     Returns
     -------
-    tuple
-        (n_samples, n, g) of the site; the same of the means, or None.
+    Draws
     """
+    observed: Tensor | None = None
     values: list[Tensor] = []
     means: list[Tensor] = []
     weights: list[Tensor] = []
@@ -84,6 +102,7 @@ def draws_of(
         if expected is not None:
             node = {**nodes[expected], "value": nodes[expected]["fn"].mean}
             means.append(site_value(node, chunk, True, n_cells, plate_nesting(model.elbo)))
+            observed = nodes[expected]["value"]
         if resample:
             if model.summed_out:
                 latents = {n: s["value"] for n, s in guide_trace.nodes.items() if is_latent(s)}
@@ -97,7 +116,7 @@ def draws_of(
         chosen = torch.multinomial(torch.cat(weights).T.softmax(-1), n_samples, replacement=True).T
         at = chosen.unsqueeze(-1).expand_as(value)
         value, mean = value.gather(0, at), None if mean is None else mean.gather(0, at)
-    return value, mean
+    return Draws(value, mean, observed)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from pyrosc.models.autozi import AUTOZI
 from pyrosc.models.base import Model
 from pyrosc.models.cellassign import CellAssign
 from pyrosc.models.linear_scvi import LinearSCVI
+from pyrosc.models.peakvi import PEAKVI
 from pyrosc.models.scanvi import SCANVI
 from pyrosc.models.scvi import SCVI
 from pyrosc.models.solo import Solo
@@ -13,6 +14,7 @@ from pyrosc.models.totalvi import TOTALVI
 
 __all__ = [
     "AUTOZI",
+    "PEAKVI",
     "SCANVI",
     "SCVI",
     "TOTALVI",

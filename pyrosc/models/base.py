@@ -58,6 +58,9 @@ class Model(Objective, Results, metaclass=Built):
     recoded
         Latent sites whose guide is a function of other latent sites and of covariates: under what-if values
         (``do``) they are decoded anew, as of the cell that is imagined, and not kept as inferred.
+    effect
+        Scale on which differential expression compares group means of `expression`: ``"lfc"`` or
+        ``"difference"``.
     label
         Name of the discrete site per cell that `predict` asks about; None for models without.
     positive

@@ -9,6 +9,7 @@ import torch
 
 from pyrosc.data import MAIN, Dataset, Registry, preflight
 from pyrosc.data.genes import shared_genes
+from pyrosc.data.reads import keywords_of
 from pyrosc.models.build import reject_unknown
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def make(
     sources = list(dict.fromkeys(f.source for f in fields.values()))
     if set(adatas) != set(sources):
         raise TypeError(f"{cls.__name__} reads the sources {sources}; got {sorted(adatas)}")
-    keywords = {f.keyword for f in fields.values() if f.keyword}
+    keywords = keywords_of(fields)
     given = {k: v for k, v in options.items() if k in keywords}
     options = {k: v for k, v in options.items() if k not in keywords}
     reject_unknown(cls, options, keywords)

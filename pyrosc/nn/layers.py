@@ -132,7 +132,7 @@ class NormalEncoder(nn.Module):
     ----------
     n_in, n_out
         Number of inputs and of latent dimensions.
-    n_hidden, n_layers, covariates, inject, norm, dropout
+    n_hidden, n_layers, covariates, inject, norm, dropout, activation
         As in `MLP`.
     floor
         Least variance.
@@ -149,9 +149,10 @@ class NormalEncoder(nn.Module):
         norm: Norm = "batch",
         dropout: float = 0.1,
         floor: float = 1e-4,
+        activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.network = MLP(n_in, n_hidden, n_layers, covariates, inject, norm, dropout)
+        self.network = MLP(n_in, n_hidden, n_layers, covariates, inject, norm, dropout, activation)
         self.loc = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
         self.floor = floor

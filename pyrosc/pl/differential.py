@@ -10,7 +10,7 @@ import pandas as pd
 
 from pyrosc.data.errors import one_of
 from pyrosc.pl import _style as style
-from pyrosc.tools.de.table import sure
+from pyrosc.tools.de.table import scale_of, sure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,8 @@ def _panel(
     ax: Axes, table: pd.DataFrame, delta: float | None, n_labels: int, wanted: set[str]
 ) -> list[tuple[float, float, str]]:
     """Draw the genes of a comparison; returns those to name."""
-    x = table["lfc_mean"].to_numpy()
+    scale = scale_of(table)
+    x = table[f"{scale.name}_mean"].to_numpy()
     y = -np.log10(np.maximum(1 - table["proba_de"].to_numpy(), _LEAST_ERROR))
     called = table["is_de_fdr"].to_numpy(bool) if "is_de_fdr" in table else np.zeros(len(table), bool)
     sides = ((~called, style.PALE), (called & (x > 0), style.ORANGE), (called & (x < 0), style.BLUE))
@@ -83,7 +84,7 @@ def _panel(
     reach = 1.15 * max(float(np.abs(x).max(initial=0)), 2 * (delta or 0.1))
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.03 * max(y.max(initial=0), 1), 1.12 * max(y.max(initial=0), 1))
-    ax.set_xlabel("log2-fold change", fontsize=style.SMALL)
+    ax.set_xlabel(scale.words, fontsize=style.SMALL)
     ax.set_ylabel("\N{MINUS SIGN}log10(1 \N{MINUS SIGN} probability)", fontsize=style.SMALL)
     if called.any():
         up, down = int((called & (x > 0)).sum()), int((called & (x < 0)).sum())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pyrosc.models.base import Model
 
-_DELTA, _PAIRS = 0.25, 2500
+_PAIRS = 2500
 #: ε is this share of this quantile of the mean expression of the genes that have counts.
 _EPSILON_SHARE, _EPSILON_QUANTILE = 0.01, 0.05
 
@@ -39,7 +39,8 @@ def differential_expression(
     idx2: Sequence[int] | np.ndarray | None = None,
     within: str | None = None,
     mode: Literal["change", "vanilla"] = "change",
-    delta: float | None = _DELTA,
+    effect: Literal["lfc", "difference"] | None = None,
+    delta: float | Literal["default"] | None = "default",
     fdr: float = 0.05,
     donor_key: str | None = None,
     batch_correction: bool = False,
@@ -84,9 +85,12 @@ def differential_expression(
         Another column of ``obs``: the comparison is made in each of its categories.
     mode
         ``"change"``: a rise, or a fall, by δ or more; ``"vanilla"``: LFC above, or below, 0.
+    effect
+        ``"lfc"``, or ``"difference"``: m₁ − m₂ in place of the LFC, for means that are probabilities. Columns
+        of the table then begin with ``difference_``. Default: the attribute ``effect`` of the model.
     delta
-        δ of mode "change", log2-fold. None: the width of the central 68 % of the genes' estimates, at least
-        .1.
+        δ of mode "change"; default .25 log2-fold, of a difference .05. None: the width of the central 68 % of
+        the genes' estimates, at least .1, of a difference .02.
     fdr
         Expected false discovery rate of the calls.
     donor_key
@@ -184,8 +188,15 @@ def differential_expression(
     (2, 60)
     """
     one_of("mode", mode, ("change", "vanilla"))
+    effect = model.effect if effect is None else effect
+    one_of("effect", effect, eff.SCALES)
+    scale = eff.SCALES[effect]
+    if delta == "default":
+        delta = scale.delta
+    elif mode == "vanilla":
+        raise ValueError("mode='vanilla' asks for the sign of a change, and takes no delta=")
     one_of("weights", weights, ("uniform", "importance"))
-    _check_numbers(mode, delta, fdr, credible_interval, min_fraction, min_cells, max_cells)
+    _check_numbers(delta, fdr, credible_interval, min_fraction, min_cells, max_cells)
     if pairs and (calibrate or shrink or donor_key is not None or n_bootstrap is not None):
         raise ValueError(
             "pairs=True compares single cells: calibrate=, shrink=, donor_key= and n_bootstrap= have no say"
@@ -217,17 +228,17 @@ def differential_expression(
     try:
         tables, notes = [], {}
         gates = {c.name: expressed(raw, c, min_fraction, min_cells) for c in groups.comparisons}
-        estimates = _Estimates(means, groups.comparisons, raw.sums.sum(0) > 0)
+        estimates = _Estimates(means, groups.comparisons, raw.sums.sum(0) > 0, scale)
         for c in groups.comparisons:
             gate = gates[c.name]
             threshold = 0.0 if mode == "vanilla" else delta
             estimate, error = estimates.value[c.name], estimates.error[c.name]
             if threshold is None:
-                threshold = eff.spread_delta(estimate[gate]) if gate.any() else _DELTA
+                threshold = eff.spread_delta(estimate[gate], scale) if gate.any() else scale.delta
             if shrink:
                 if isinstance(means, DonorMeans):
-                    error = eff.moderated(estimate, error, means.freedom(c), raw.noise(c), gate)
-                prior = eff.fit_prior(estimate[gate], error[gate], threshold)
+                    error = eff.moderated(estimate, error, means.freedom(c), raw.noise(c, scale), gate)
+                prior = eff.fit_prior(estimate[gate], error[gate], threshold, scale=scale)
                 found = eff.shrunken(estimate, error, prior, threshold, credible_interval)
             else:
                 found = estimates.from_draws(c, threshold, credible_interval)
@@ -236,7 +247,7 @@ def differential_expression(
             calls = None if pairs else eff.called(p, gate, fdr)
             names = list(model.registry.var_names(field))
             scales = means.scales(c)
-            tables.append(rows_of(names, c, found, p, estimate, scales, raw, gate, calls))
+            tables.append(rows_of(names, c, found, p, estimate, scales, raw, gate, calls, scale))
             notes[c.name] = {"delta": threshold, "pseudocount": estimates.epsilon[c.name]}
     finally:
         means.close()
@@ -246,6 +257,7 @@ def differential_expression(
         "groupby": groupby,
         "within": within,
         "mode": mode,
+        "effect": effect,
         "fdr": None if pairs else fdr,
         "comparisons": notes,
         "donor_key": donor_key,
@@ -267,10 +279,12 @@ def differential_expression(
 
 
 class _Estimates:
-    """Estimates of each comparison's log-fold changes with their standard errors, and ε."""
+    """Estimates of each comparison's effects with their standard errors, and ε."""
 
-    def __init__(self, means: Any, comparisons: Sequence[Comparison], counted: np.ndarray) -> None:
-        self._means, n_genes = means, len(counted)
+    def __init__(
+        self, means: Any, comparisons: Sequence[Comparison], counted: np.ndarray, scale: eff.Scale
+    ) -> None:
+        self._means, self._scale, n_genes = means, scale, len(counted)
         self.epsilon = {}
         for c in comparisons:
             pooled = sum(means.scales(c)) / 2
@@ -285,10 +299,9 @@ class _Estimates:
                 self.value[c.name][genes], self.error[c.name][genes] = median, error
 
     def _changes(self, pair: Any, c: Comparison) -> np.ndarray:
-        """(genes, draws) of log2-fold changes."""
+        """(genes, draws) of effects."""
         one, two = pair(c)
-        epsilon = np.float32(self.epsilon[c.name])
-        return np.ascontiguousarray(np.log2((one + epsilon) / (two + epsilon)).T)
+        return np.ascontiguousarray(self._scale.change(one, two, self.epsilon[c.name]).T)
 
     def from_draws(self, c: Comparison, delta: float, level: float) -> eff.Effects:
         """Effects as the draws have them."""
@@ -298,7 +311,6 @@ class _Estimates:
 
 
 def _check_numbers(
-    mode: str,
     delta: float | None,
     fdr: float,
     level: float,
@@ -306,10 +318,10 @@ def _check_numbers(
     min_cells: int,
     max_cells: int | None,
 ) -> None:
-    if mode == "vanilla" and delta != _DELTA:
-        raise ValueError("mode='vanilla' asks for the sign of a change, and takes no delta=")
     if delta is not None and not delta > 0:
-        raise ValueError(f"delta is a log2-fold change above 0; not {delta} (mode='vanilla' has none)")
+        raise ValueError(
+            f"delta is a log2-fold change, or a difference, above 0; not {delta} (mode='vanilla' has none)"
+        )
     for name, value in {"fdr": fdr, "credible_interval": level}.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} is in (0, 1); not {value}")

@@ -8,27 +8,63 @@ from dataclasses import dataclass
 import numpy as np
 
 _COMPONENTS = 25
-#: Standard deviation of the narrowest component, log2-fold, and its weight in the prior of the weights, in
-#: genes: errs towards no change (Stephens 2017).
-_NULL_SD, _NULL_GENES = 0.05, 10.0
+#: Weight of the narrowest component in the prior of the weights, in genes: errs towards no change (Stephens
+#: 2017).
+_NULL_GENES = 10.0
 #: Weight below which a component is left out.
 _NEGLIGIBLE = 1e-5
-_SMALLEST_DELTA = 0.1
 _LARGEST_Z = 37.0  # beyond, a normal tail is 0 in double precision
 _TREND_DEGREE = 3
 _NORMAL = 1e6  # degrees of freedom of a normal law
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The scale on which two means are compared.
+
+    Attributes
+    ----------
+    name
+        What columns of the table begin with.
+    words
+        For axes.
+    delta
+        δ by default.
+    null_sd
+        Greatest standard deviation of the prior's narrowest component.
+    smallest_delta
+        Least δ that is taken from the genes.
+    """
+
+    name: str
+    words: str
+    delta: float
+    null_sd: float
+    smallest_delta: float
+
+    def change(self, one: np.ndarray, two: np.ndarray, epsilon: float) -> np.ndarray:
+        """Effects from means of both sides; ε is added to means whose logarithms are taken."""
+        if self.name == "difference":
+            return one - two
+        e = np.float32(epsilon)
+        return np.log2((one + e) / (two + e))
+
+
+LFC = Scale("lfc", "log2-fold change", 0.25, 0.05, 0.1)
+DIFFERENCE = Scale("difference", "difference", 0.05, 0.01, 0.02)
+SCALES = {s.name: s for s in (LFC, DIFFERENCE)}
+
+
+@dataclass(frozen=True)
 class Effects:
-    """What is known of each gene's log2-fold change.
+    """What is known of each gene's effect: a log2-fold change, or a difference.
 
     Attributes
     ----------
     mean, median, std, lower, upper
         (g,) of the posterior.
     larger, smaller
-        (g,) P(LFC ≥ δ) and P(LFC ≤ −δ); for δ = 0 of being strictly positive, negative.
+        (g,) P(effect ≥ δ) and P(effect ≤ −δ); for δ = 0 of being strictly positive, negative.
     """
 
     mean: np.ndarray
@@ -65,9 +101,9 @@ def from_draws(draws: np.ndarray, delta: float, level: float) -> Effects:
 
 
 def fit_prior(
-    estimate: np.ndarray, error: np.ndarray, delta: float, iterations: int = 500
+    estimate: np.ndarray, error: np.ndarray, delta: float, iterations: int = 500, scale: Scale = LFC
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Law of the genes' log-fold changes: a mixture of normals around zero, by empirical Bayes.
+    """Law of the genes' effects: a mixture of normals around zero, by empirical Bayes.
 
     Maximises the penalised likelihood of the weights, with estimates normal around the truth (Stephens 2017,
     eqs. 2.2 to 2.6), by EM.
@@ -77,10 +113,12 @@ def fit_prior(
     estimate, error
         (g,) estimates and their standard errors.
     delta
-        Threshold: genes without a change have a standard deviation of .05, or δ/5 where that is less. Not 0,
-        since a change of the others' shares moves all genes a little.
+        Threshold: genes without a change have a standard deviation of `Scale.null_sd`, or δ/5 where that is
+        less. Not 0, since a change of the others' shares moves all genes a little.
     iterations
         Of EM.
+    scale
+        Of the estimates.
 
     Returns
     -------
@@ -88,7 +126,7 @@ def fit_prior(
         (c,) standard deviations of the components, and their weights; components of hardly any
         weight are left out.
     """
-    null = min(_NULL_SD, delta / 5) if delta > 0 else _NULL_SD
+    null = min(scale.null_sd, delta / 5) if delta > 0 else scale.null_sd
     largest = max(2 * float(np.abs(estimate).max(initial=0)), 4 * null)
     scales = np.concatenate([[null], np.geomspace(1.5 * null, largest, _COMPONENTS - 1)])
     weights = np.full(_COMPONENTS, 1 / _COMPONENTS)
@@ -226,13 +264,13 @@ def _inverse_trigamma(value: float) -> float:
     return float(x)
 
 
-def spread_delta(estimate: np.ndarray) -> float:
-    """δ from the genes: the width of their central 68 %, or .1 where that is less.
+def spread_delta(estimate: np.ndarray, scale: Scale = LFC) -> float:
+    """δ from the genes: the width of their central 68 %, or `Scale.smallest_delta` where that is less.
 
     For normal changes it is two standard deviations, so that what passes is out of the ordinary.
     """
     low, high = np.quantile(estimate, [0.16, 0.84])
-    return max(float(high - low), _SMALLEST_DELTA)
+    return max(float(high - low), scale.smallest_delta)
 
 
 def called(probability: np.ndarray, expressed: np.ndarray, fdr: float) -> np.ndarray:

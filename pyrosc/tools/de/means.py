@@ -204,7 +204,7 @@ def _one_unit(
 
     for at, batch in model.batches(dataset, rows, size):
         b = len(at)
-        expression, expected = draws_of(
+        expression, expected, x = draws_of(
             model,
             plan.expression,
             batch,
@@ -225,8 +225,7 @@ def _one_unit(
             by_draw = w.reshape(k, plan.n_bootstrap, b)
             add("expression", (by_draw @ expression).reshape(s, -1))
         if expected is not None:
-            assert plan.counts is not None
-            x = batch[plan.counts]
+            assert x is not None
             if rng is None:
                 add("expected", expected.sum(1))
                 add("observed", x.sum(0, keepdim=True))

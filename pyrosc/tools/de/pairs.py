@@ -74,7 +74,7 @@ def _expression(model: Model, dataset: Dataset, rows: np.ndarray, plan: Pass, se
     with evaluating(model, seed):
         for at, batch in model.batches(dataset, rows):
             here = [apply_do(batch, world, at) for world in worlds]
-            value, _ = draws_of(
+            value, *_ = draws_of(
                 model,
                 plan.expression,
                 batch,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pyrosc.data.errors import DataError, listed
 from pyrosc.tools.de.effects import q_values
-from pyrosc.tools.de.table import sure
+from pyrosc.tools.de.table import scale_of, sure
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,14 +61,15 @@ def rank_genes_groups(adata: AnnData, de: pd.DataFrame, key_added: str = "rank_g
         p = table["proba_de"].to_numpy()
         score = sure(table)
         gated = table["is_expressed"].to_numpy()
+        effect = table[f"{scale_of(table).name}_mean"].to_numpy()
         signed = (table["proba_larger"] - table["proba_smaller"]).to_numpy()
-        order = np.lexsort((-table["lfc_mean"].to_numpy(), -signed, -np.where(gated, score, 0.0)))
+        order = np.lexsort((-effect, -signed, -np.where(gated, score, 0.0)))
         values = {
             "names": table.index.to_numpy(object),
             "scores": score.astype(np.float32),
             "pvals": 1 - p,
             "pvals_adj": q_values(p, gated),
-            "logfoldchanges": table["lfc_mean"].to_numpy(np.float32),
+            "logfoldchanges": effect.astype(np.float32),
         }
         for k, v in values.items():
             columns[k][name] = v[order]

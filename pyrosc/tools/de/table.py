@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrosc.tools.de.effects import Effects
+from pyrosc.tools.de.effects import SCALES, Effects, Scale
 
 if TYPE_CHECKING:
     from pyrosc.data import Dataset
@@ -32,8 +32,19 @@ class RawStatistics:
         n = int(self.cells[at].sum())
         return self.sums[at].sum(0) / n, self.detected[at].sum(0) / n, n
 
-    def noise(self, c: Comparison) -> np.ndarray:
-        """(g,) variance of a log ratio of Poisson counts, 1/N₁ + 1/N₂, with half a count added to each."""
+    def noise(self, c: Comparison, scale: Scale) -> np.ndarray:
+        """(g,) variance that counts alone would give an effect.
+
+        Of a log ratio of Poisson counts, 1/N₁ + 1/N₂, with half a count added to each; of a difference of
+        shares, p₁(1 − p₁)/n₁ + p₂(1 − p₂)/n₂, with half a cell of each sort added.
+        """
+        if scale.name == "difference":
+            total: Any = 0.0
+            for side in (c.first, c.second):
+                _, share, n = self.of(side)
+                p = (share * n + 0.5) / (n + 1)
+                total = total + p * (1 - p) / n
+            return total
         return sum(1 / (self.sums[list(side)].sum(0) + 0.5) for side in (c.first, c.second))
 
 
@@ -76,8 +87,10 @@ def rows_of(
     raw: RawStatistics,
     is_expressed: np.ndarray,
     calls: np.ndarray | None,
+    scale: Scale,
 ) -> pd.DataFrame:
     """Rows of one comparison, those that a reader wants first on top."""
+    effect = scale.name
     (mean1, share1, n1), (mean2, share2, n2) = raw.of(c.first), raw.of(c.second)
     columns: dict[str, Any] = {
         "comparison": c.name,
@@ -87,12 +100,12 @@ def rows_of(
         **({} if calls is None else {"is_de_fdr": calls}),
         "proba_de": p,
         "bayes_factor": _logit(p),
-        "lfc_mean": effects.mean,
-        "lfc_median": effects.median,
-        "lfc_std": effects.std,
-        "lfc_lower": effects.lower,
-        "lfc_upper": effects.upper,
-        "lfc_unshrunken": unshrunken,
+        f"{effect}_mean": effects.mean,
+        f"{effect}_median": effects.median,
+        f"{effect}_std": effects.std,
+        f"{effect}_lower": effects.lower,
+        f"{effect}_upper": effects.upper,
+        f"{effect}_unshrunken": unshrunken,
         "proba_larger": effects.larger,
         "proba_smaller": effects.smaller,
         "scale1": scales[0],
@@ -116,8 +129,14 @@ def rows_of(
 
 def sure(table: pd.DataFrame) -> np.ndarray:
     """End of the credible interval nearer to zero; 0 where the interval holds it."""
-    low, high = table["lfc_lower"].to_numpy(), table["lfc_upper"].to_numpy()
+    name = scale_of(table).name
+    low, high = table[f"{name}_lower"].to_numpy(), table[f"{name}_upper"].to_numpy()
     return np.clip(low, 0, None) + np.clip(high, None, 0)
+
+
+def scale_of(table: pd.DataFrame) -> Scale:
+    """The scale of the effects in a table."""
+    return next(s for s in SCALES.values() if f"{s.name}_mean" in table)
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
