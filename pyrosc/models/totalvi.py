@@ -228,11 +228,23 @@ class TOTALVI(SCVI):
         covariates = self._covariates(batch, categorical_covariates, continuous_covariates, rows)
         self._efficiency(batch, lambda at: dist.Delta(at, event_dim=1))
         with self.cells(x):
-            z = self._code(self._features(x, y, measured), covariates, labels)
+            shown = self._shown(measured)
+            z = self._code(self._features(x, y * shown, shown), covariates, labels)
             h = self.background(z, covariates)
             scale = F.softplus(self.background_scale(h, covariates)) + _TINY
             q = dist.Normal(self.background_loc(h, covariates), scale)
             pyro.sample("log_background", q.mask(measured).to_event(1))
+
+    def _shown(self, measured: Tensor) -> Tensor:
+        """Proteins that the encoder sees, (n, p).
+
+        While training, those that were measured in another cell too, drawn at random from the minibatch: the
+        encoder learns to do with any of the panels that there are, where it could else tell them apart. Any
+        guide makes a bound; the likelihood is that of all proteins measured.
+        """
+        if not self.training or self.reference:
+            return measured
+        return measured & measured[torch.randperm(len(measured), device=measured.device)]
 
     def _features(self, x: Tensor, y: Tensor, measured: Tensor) -> Tensor:
         """What the encoder takes: log(1 + x / (1 + mean x)) of the genes, and the same of the proteins."""
