@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrosc.criticism.page import Section, check_target, page, write
-from pyrosc.criticism.sections import PARTS, LeftOut, Subject
+from pyrosc.criticism.sections import PARTS
+from pyrosc.criticism.subject import LeftOut, Subject
 from pyrosc.data import encode as enc
 from pyrosc.data.errors import one_of
 from pyrosc.data.schema import MAIN

@@ -15,7 +15,7 @@ from toy import make_adata
 from toy_models import Cells, Mixture, Rates, TwoSources
 
 import pyrosc
-from pyrosc.criticism import sections
+from pyrosc.criticism import outputs, sections
 from pyrosc.criticism.sections import PARTS
 
 MARKERS = {"A": ["gene_1", "gene_2", "gene_3"], "B": ["gene_4", "gene_5", "gene_6"]}
@@ -29,7 +29,7 @@ def adata():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """UMAP compiles for half a minute, and sharp pictures take long; here neither is needed."""
-    monkeypatch.setattr(sections, "umap", lambda z, seed: z[:, :2])
+    monkeypatch.setattr(outputs, "umap", lambda z, seed: z[:, :2])
     monkeypatch.setattr("pyrosc.criticism.page._DPI", 20)
     whole = sections.guide_diagnostics
     monkeypatch.setattr(sections, "guide_diagnostics", lambda *a, **k: whole(*a, **k, n_samples=30))
