@@ -45,6 +45,7 @@ def draws_of(
     shared: SharedDraws,
     *,
     worlds: Sequence[Mapping[str, Tensor]] = (),
+    shares: Tensor | None = None,
     expected: str | None = None,
     resample: bool = False,
 ) -> Draws:
@@ -66,6 +67,8 @@ def draws_of(
         What the minibatches of a pass share: the draws of global sites among them.
     worlds
         Arguments of the model replaced (not of the guide); the site is averaged over several. None: as is.
+    shares
+        (worlds, g) weights of that average, by feature; None for equal ones.
     expected
         Observed site of which to give the mean, with the arguments as they are, and the value.
     resample
@@ -91,12 +94,13 @@ def draws_of(
         if worlds:
             latents = {n: s["value"] for n, s in nodes.items() if is_latent(s) and n not in model.recoded}
             total: Tensor | None = None
-            for world in worlds:
+            for i, world in enumerate(worlds):
                 other: Any = traces(model, batch, chunk, world, latents)[1].nodes
                 here = site_value(other[site], chunk, True, n_cells, plate_nesting(model.elbo))
+                here = here * (1 / len(worlds) if shares is None else shares[i].to(here))
                 total = here if total is None else total + here
             assert total is not None
-            values.append(total / len(worlds))
+            values.append(total)
         else:
             values.append(site_value(nodes[site], chunk, True, n_cells, plate_nesting(model.elbo)))
         if expected is not None:

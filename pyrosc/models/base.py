@@ -58,7 +58,7 @@ class Model(Objective, Results, metaclass=Built):
     recoded
         Latent sites whose guide is a function of other latent sites and of covariates: under what-if values
         (``do``) they are decoded anew, as of the cell that is imagined, and not kept as inferred.
-    effect
+    effect_scale
         Scale on which differential expression compares group means of `expression`: ``"lfc"`` or
         ``"difference"``.
     label

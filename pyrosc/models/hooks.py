@@ -25,7 +25,7 @@ class Hooks(nn.Module):
     vectorized: ClassVar[bool] = False
     latent: ClassVar[str] = "z"
     expression: ClassVar[str] = "rho"
-    effect: str = "lfc"
+    effect_scale: str = "lfc"
     features: ClassVar[Mapping[str, str]] = {}
     recoded: ClassVar[tuple[str, ...]] = ()
     label: ClassVar[str | None] = None

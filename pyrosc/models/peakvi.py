@@ -121,7 +121,7 @@ class PEAKVI(Accessibility, Model):
         n_hidden = max(int(n_regions**0.5), 1) if n_hidden is None else n_hidden
         n_latent = max(int(n_hidden**0.5), 1) if n_latent is None else n_latent
         self.likelihood, self.n_latent, self.total = likelihood, n_latent, 2 * copies
-        self.effect = "lfc" if likelihood == "poisson" else "difference"
+        self.effect_scale = "lfc" if likelihood == "poisson" else "difference"
         self.logistic_normal = latent_distribution == "ln"
         self.encode_covariates, self.binary_input = encode_covariates, encoder_input == "binary"
         self.spec = CovariateSpec.from_registry(

@@ -45,7 +45,7 @@ def test_group_means_are_those_of_dense_matrices(smooth, monkeypatch, counts, li
     size = min(limit // (3 * 40), 512)
     dataset = smooth.dataset()
     groups = from_column(dataset.data, "label", None, None, None, np.ones(200, bool))
-    plan = Pass("rho", counts, 3, 5, seed=4)
+    plan = Pass("rho", "x", counts, 3, 5, seed=4)
     found = sides.CellMeans(smooth, dataset, groups, plan, None)
     expected, weight = naive_means(smooth, groups, plan, size, dense_rho(smooth))
     for c in groups.comparisons:
@@ -63,7 +63,7 @@ def test_the_table_is_what_its_definition_says(smooth):
     table = quiet(smooth, groupby="label", group1="B", group2="T", shrink=False, n_samples=2, n_bootstrap=60)
     dataset = smooth.dataset()
     groups = from_column(dataset.data, "label", "B", "T", None, np.ones(200, bool))
-    means_, _ = naive_means(smooth, groups, Pass("rho", "x", 2, 60), 512, dense_rho(smooth))
+    means_, _ = naive_means(smooth, groups, Pass("rho", "x", "x", 2, 60), 512, dense_rho(smooth))
     pooled = means_.mean(1).mean(0)
     epsilon = 0.01 * np.quantile(pooled, 0.05)
     lfc = np.log2(means_[0] + epsilon) - np.log2(means_[1] + epsilon)
@@ -194,7 +194,7 @@ def test_batch_correction_is_an_average_over_batches(smooth):
     options = {"groupby": "label", "group1": "B", "group2": "T", "calibrate": False}
     dataset = smooth.dataset()
     groups = from_column(dataset.data, "label", "B", "T", None, np.ones(200, bool))
-    plan = Pass("rho", None, 10, 25)
+    plan = Pass("rho", "x", None, 10, 25)
 
     def expected(rho):
         return naive_means(smooth, groups, plan, 512, rho)[0].mean(1)
@@ -220,7 +220,7 @@ def test_donor_means_are_those_of_dense_matrices(smooth):
     dataset = smooth.dataset()
     groups = from_column(dataset.data, "label", "B", "T", None, np.ones(200, bool))
     donors = donors_of(dataset.data, "donor", groups)
-    plan = Pass("rho", "x", 2, 40, seed=3)
+    plan = Pass("rho", "x", "x", 2, 40, seed=3)
     found = sides.DonorMeans(smooth, dataset, groups, donors, plan, None)
     (c,) = groups.comparisons
     assert found.freedom(c) == 2  # three donors, in both groups

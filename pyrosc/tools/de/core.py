@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,16 +11,24 @@ import pandas as pd
 
 from pyrosc.data.errors import one_of
 from pyrosc.tools.de import effects as eff
-from pyrosc.tools.de.groups import Comparison, donors_of, warn_of_replicates
+from pyrosc.tools.de.groups import Comparison, Donors, Groups, donors_of, warn_of_replicates
 from pyrosc.tools.de.means import Pass
 from pyrosc.tools.de.pairs import PairDraws
-from pyrosc.tools.de.question import cells_in_groups, counts_behind, numbers_of_draws, what_ifs
+from pyrosc.tools.de.question import (
+    Modality,
+    cells_in_groups,
+    modalities,
+    numbers_of_draws,
+    shares_of,
+    what_ifs,
+)
 from pyrosc.tools.de.sides import CellMeans, DonorMeans
 from pyrosc.tools.de.table import expressed, raw_statistics, rows_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from pyrosc.data import Dataset
     from pyrosc.models.base import Model
 
 _PAIRS = 2500
@@ -70,7 +79,8 @@ def differential_expression(
     Parameters
     ----------
     model
-        A trained model with a site of expression per cell and gene (its attribute ``expression``).
+        A trained model with a site of expression per cell and gene (its attribute ``expression``), or
+        several (``features``): all are compared, each with a prior and calls of its own.
     adata, indices
         Other cells, and the cells that take part; as in `pyrosc.Model.posterior`.
     groupby
@@ -136,15 +146,16 @@ def differential_expression(
     Returns
     -------
     pandas.DataFrame
-        Index: genes; a block of rows per comparison, called genes first, then by the end of the LFC's
-        interval nearer to zero. Columns ``comparison``, ``group1``, ``group2`` (and ``within``);
-        ``is_de_fdr``, whether called; ``proba_de``, the larger of ``proba_larger`` = P(LFC ≥ δ) and
-        ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its log odds (natural logarithm); ``lfc_mean``,
-        ``lfc_median``, ``lfc_std``, ``lfc_lower``, ``lfc_upper`` of the posterior, ``lfc_unshrunken``, the
-        median of the draws; ``scale1``, ``scale2``, mean expression; ``raw_mean1``, ``raw_mean2``, mean
-        counts per cell; ``non_zeros_proportion1``, ``non_zeros_proportion2``; ``is_expressed``, whether it
-        can be called; ``n_cells1``, ``n_cells2``. ``attrs["differential_expression"]`` holds the options,
-        and δ and ε (``pseudocount``) of each comparison.
+        Index: genes (and ``field``, where the model has several modalities); a block of rows per comparison,
+        called genes first, then by the end of the LFC's interval nearer to zero. Columns ``comparison``,
+        ``group1``, ``group2`` (and ``within``); ``is_de_fdr``, whether called; ``proba_de``, the larger of
+        ``proba_larger`` = P(LFC ≥ δ) and ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its log odds
+        (natural logarithm); ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_lower``, ``lfc_upper`` of the
+        posterior, ``lfc_unshrunken``, the median of the draws; ``scale1``, ``scale2``, mean expression;
+        ``raw_mean1``, ``raw_mean2``, mean counts per cell; ``non_zeros_proportion1``,
+        ``non_zeros_proportion2``; ``is_expressed``, whether it can be called; ``n_cells1``, ``n_cells2``.
+        ``attrs["differential_expression"]`` holds the options, and δ and ε (``pseudocount``) of each
+        comparison.
 
     Raises
     ------
@@ -188,9 +199,9 @@ def differential_expression(
     (2, 60)
     """
     one_of("mode", mode, ("change", "vanilla"))
-    effect = model.effect if effect is None else effect
-    one_of("effect", effect, eff.SCALES)
-    scale = eff.SCALES[effect]
+    chosen = model.effect_scale if effect is None else effect
+    one_of("effect", chosen, eff.SCALES)
+    scale = eff.SCALES[chosen]
     if delta == "default":
         delta = scale.delta
     elif mode == "vanilla":
@@ -201,81 +212,144 @@ def differential_expression(
         raise ValueError(
             "pairs=True compares single cells: calibrate=, shrink=, donor_key= and n_bootstrap= have no say"
         )
-    field, counts = counts_behind(model, False if pairs else calibrate)
-    shrink = not pairs if shrink is None else shrink
+    asked = modalities(model, False if pairs else calibrate)
+    options = _Options(
+        mode,
+        delta,
+        scale,
+        fdr,
+        credible_interval,
+        min_fraction,
+        min_cells,
+        max_cells,
+        pairs,
+        not pairs if shrink is None else shrink,
+    )
     worlds = what_ifs(model, batch_correction, batches, do)
     k, b = (n_samples or _PAIRS, 1) if pairs else numbers_of_draws(model, n_samples, n_bootstrap)
-    plan = Pass(model.expression, counts, k, b, worlds, weights == "importance", seed)
-    if plan.resample and model.latent_sites(local=False):
+    resample = weights == "importance"
+    if resample and model.latent_sites(local=False):
         raise ValueError(
             "weights='importance' draws the values of each cell again, given the global sites; "
             f"{type(model).__name__} draws those too ({', '.join(model.latent_sites(local=False))})"
         )
     dataset = model.dataset(adata)
     groups = cells_in_groups(dataset, indices, groupby, group1, group2, idx1, idx2, within)
-    raw = raw_statistics(dataset, field, groups)
-    means: CellMeans | DonorMeans | PairDraws
-    if pairs:
-        means = PairDraws(model, dataset, groups, plan)
-    elif donor_key is not None:
-        donors = donors_of(dataset.data, donor_key, groups)
-        means = DonorMeans(model, dataset, groups, donors, plan, max_cells)
-    else:
+    donors = None if donor_key is None else donors_of(dataset.data, donor_key, groups)
+    if not pairs and donors is None:
         state = model.registry.fields.get("batch")
         batch_key = state.keys[0] if state is not None and state.given else None
         warn_of_replicates(dataset.data, groups, batch_key)
-        means = CellMeans(model, dataset, groups, plan, max_cells)
-    try:
-        tables, notes = [], {}
-        gates = {c.name: expressed(raw, c, min_fraction, min_cells) for c in groups.comparisons}
-        estimates = _Estimates(means, groups.comparisons, raw.sums.sum(0) > 0, scale)
-        for c in groups.comparisons:
-            gate = gates[c.name]
-            threshold = 0.0 if mode == "vanilla" else delta
-            estimate, error = estimates.value[c.name], estimates.error[c.name]
-            if threshold is None:
-                threshold = eff.spread_delta(estimate[gate], scale) if gate.any() else scale.delta
-            if shrink:
-                if isinstance(means, DonorMeans):
-                    error = eff.moderated(estimate, error, means.freedom(c), raw.noise(c, scale), gate)
-                prior = eff.fit_prior(estimate[gate], error[gate], threshold, scale=scale)
-                found = eff.shrunken(estimate, error, prior, threshold, credible_interval)
-            else:
-                found = estimates.from_draws(c, threshold, credible_interval)
-            two_sided = pairs and mode == "change"  # two cells may differ either way
-            p = found.larger + found.smaller if two_sided else np.maximum(found.larger, found.smaller)
-            calls = None if pairs else eff.called(p, gate, fdr)
-            names = list(model.registry.var_names(field))
-            scales = means.scales(c)
-            tables.append(rows_of(names, c, found, p, estimate, scales, raw, gate, calls, scale))
-            notes[c.name] = {"delta": threshold, "pseudocount": estimates.epsilon[c.name]}
-    finally:
-        means.close()
+    tables: list[pd.DataFrame] = []
+    notes: dict[str, Any] = {}
+    for modality in asked:
+        plan = Pass(
+            modality.site,
+            modality.field,
+            modality.counts,
+            k,
+            b,
+            mask=modality.mask,
+            worlds=worlds,
+            shares=shares_of(dataset, modality.mask, worlds, batch_correction),
+            resample=resample,
+            seed=seed,
+        )
+        found, note, n_decoded = _compare(model, dataset, groups, donors, modality, plan, options)
+        if len(asked) > 1:
+            for part in found:
+                part.insert(0, "field", modality.field)
+            note = {f"{name} ({modality.field})": value for name, value in note.items()}
+        tables += found
+        notes |= note
     table = pd.concat(tables)
     table.attrs["differential_expression"] = {
         "model": type(model).__name__,
         "groupby": groupby,
         "within": within,
         "mode": mode,
-        "effect": effect,
+        "effect": scale.name,
         "fdr": None if pairs else fdr,
         "comparisons": notes,
         "donor_key": donor_key,
         "batch_correction": batch_correction,
         "do": [dict(w) for w in worlds],
         "weights": weights,
-        "calibrate": counts is not None,
-        "shrink": shrink,
+        "calibrate": any(m.counts is not None for m in asked),
+        "shrink": options.shrink,
         "pairs": pairs,
         "credible_interval": credible_interval,
         "min_fraction": min_fraction,
         "min_cells": min_cells,
-        "cells_decoded": means.n_sampled,
+        "cells_decoded": n_decoded,
         "n_samples": k,
         "n_bootstrap": b,
         "seed": seed,
     }
     return table
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `differential_expression` that say how tables are made."""
+
+    mode: str
+    delta: float | None
+    scale: eff.Scale
+    fdr: float
+    level: float
+    min_fraction: float
+    min_cells: int
+    max_cells: int | None
+    pairs: bool
+    shrink: bool
+
+
+def _compare(
+    model: Model,
+    dataset: Dataset,
+    groups: Groups,
+    donors: Donors | None,
+    modality: Modality,
+    plan: Pass,
+    o: _Options,
+) -> tuple[list[pd.DataFrame], dict[str, Any], int]:
+    """A table per comparison of one site of expression, δ and ε of each, and the number of cells decoded."""
+    raw = raw_statistics(dataset, modality.field, groups, modality.mask)
+    means: CellMeans | DonorMeans | PairDraws
+    if o.pairs:
+        means = PairDraws(model, dataset, groups, plan)
+    elif donors is not None:
+        means = DonorMeans(model, dataset, groups, donors, plan, o.max_cells)
+    else:
+        means = CellMeans(model, dataset, groups, plan, o.max_cells)
+    try:
+        tables, notes = [], {}
+        gates = {c.name: expressed(raw, c, o.min_fraction, o.min_cells) for c in groups.comparisons}
+        estimates = _Estimates(means, groups.comparisons, raw.sums.sum(0) > 0, o.scale)
+        for c in groups.comparisons:
+            gate = gates[c.name]
+            threshold = 0.0 if o.mode == "vanilla" else o.delta
+            estimate, error = estimates.value[c.name], estimates.error[c.name]
+            if threshold is None:
+                threshold = eff.spread_delta(estimate[gate], o.scale) if gate.any() else o.scale.delta
+            if o.shrink:
+                if isinstance(means, DonorMeans):
+                    error = eff.moderated(estimate, error, means.freedom(c), raw.noise(c, o.scale), gate)
+                prior = eff.fit_prior(estimate[gate], error[gate], threshold, scale=o.scale)
+                found = eff.shrunken(estimate, error, prior, threshold, o.level)
+            else:
+                found = estimates.from_draws(c, threshold, o.level)
+            two_sided = o.pairs and o.mode == "change"  # two cells may differ either way
+            p = found.larger + found.smaller if two_sided else np.maximum(found.larger, found.smaller)
+            calls = None if o.pairs else eff.called(p, gate, o.fdr)
+            names = list(model.registry.var_names(modality.field))
+            scales = means.scales(c)
+            tables.append(rows_of(names, c, found, p, estimate, scales, raw, gate, calls, o.scale))
+            notes[c.name] = {"delta": threshold, "pseudocount": estimates.epsilon[c.name]}
+    finally:
+        means.close()
+    return tables, notes, means.n_sampled
 
 
 class _Estimates:

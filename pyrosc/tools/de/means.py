@@ -28,6 +28,7 @@ _IN_MEMORY = 2**29
 #: count (Jeffreys' prior) draws of a group without counts reach down so far that nothing is sure about it.
 PRIOR_COUNTS = 1.0
 _LARGEST_BATCH = 512
+_TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,21 @@ class Pass:
     ----------
     expression
         Site of expression per cell and gene.
+    field
+        Field of the counts behind it.
     counts
-        Observed site of the counts behind it; None where group means are those of the model alone.
+        Their observed site; None where group means are those of the model alone.
     n_samples
         Draws K from the posterior.
     n_bootstrap
         Bootstrap weights per draw, B.
+    mask
+        Field that says which of them were measured, so that a feature's means are of the cells in which it
+        was; None where all were.
     worlds
         What-if values, over which expression is averaged; none: as the cells are.
+    shares
+        (worlds, g) weights of the average over them, by feature; None for equal ones.
     resample
         Whether draws are taken again by importance.
     seed
@@ -53,10 +61,13 @@ class Pass:
     """
 
     expression: str
+    field: str
     counts: str | None
     n_samples: int
     n_bootstrap: int
+    mask: str | None = None
     worlds: tuple[Mapping[str, Any], ...] = ()
+    shares: Tensor | None = None
     resample: bool = False
     seed: int = 0
 
@@ -127,7 +138,7 @@ class Sums:
     observed
         (rows, g) or (1, g) counts, or None.
     weight
-        (rows,) sums of the weights.
+        (rows, 1) sums of the weights; (rows, g) where not all features were measured in all cells.
     """
 
     expression: np.ndarray
@@ -168,7 +179,7 @@ def unit_sums(
     Sums
         Of each unit, in their order.
     """
-    genes = model.registry.n_vars(plan.counts) if plan.counts else model.registry.n_vars()
+    genes = model.registry.n_vars(plan.field)
     size = int(np.clip(_BATCH // (plan.n_samples * genes), 4, _LARGEST_BATCH))
     rng = np.random.default_rng([plan.seed, 1])
     shared = SharedDraws()
@@ -194,7 +205,6 @@ def _one_unit(
     s = plan.n_draws if rng is not None else k
     worlds = [encode_do(model.registry, world, len(rows)) for world in plan.worlds]
     totals: dict[str, Tensor] = {}
-    weight = np.zeros(s)
 
     def add(name: str, value: Tensor) -> None:
         if name in totals:
@@ -212,17 +222,23 @@ def _one_unit(
             k,
             shared,
             worlds=[apply_do(batch, world, at) for world in worlds],
+            shares=plan.shares,
             expected=plan.counts,
             resample=plan.resample,
         )
+        seen = expression.new_ones(b, 1)
+        if plan.mask is not None:
+            seen = batch[plan.mask].to(expression)
+            expression = expression * seen
+            expected = None if expected is None else expected * seen
         if rng is None:
             add("expression", expression.sum(1))
-            weight += b
+            add("weight", seen.sum(0).expand(s, -1).clone())
         else:
             drawn = rng.standard_exponential((s, b), np.float32)
-            weight += drawn.sum(1)
             w = torch.from_numpy(drawn).to(expression.device)
             by_draw = w.reshape(k, plan.n_bootstrap, b)
+            add("weight", w @ seen)
             add("expression", (by_draw @ expression).reshape(s, -1))
         if expected is not None:
             assert x is not None
@@ -233,7 +249,7 @@ def _one_unit(
                 add("expected", (by_draw @ expected).reshape(s, -1))
                 add("observed", w @ x)
     arrays = {n: v.cpu().numpy() for n, v in totals.items()}
-    return Sums(arrays["expression"], arrays.get("expected"), arrays.get("observed"), weight)
+    return Sums(arrays["expression"], arrays.get("expected"), arrays.get("observed"), arrays["weight"])
 
 
 def calibrated(
@@ -253,7 +269,7 @@ def calibrated(
     Parameters
     ----------
     expression, weight
-        (s, g) weighted sums and (s,) sums of weights.
+        (s, g) weighted sums, and sums of weights that broadcast to it. Without weight the mean is 0.
     observed, expected
         (s, g) counts and their expectations with the same weights; None: the means of the model alone.
     rng
@@ -264,7 +280,7 @@ def calibrated(
     numpy.ndarray
         (s, g) float32.
     """
-    mean = expression / weight[:, None].astype(np.float32)
+    mean = expression / np.maximum(weight.astype(np.float32), _TINY)
     if observed is not None and expected is not None:
         prior = rng.standard_gamma(PRIOR_COUNTS, expected.shape, np.float32)
         mean *= (observed + prior) / (expected + np.float32(PRIOR_COUNTS))

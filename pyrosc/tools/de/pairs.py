@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrosc.data.errors import DataError
 from pyrosc.data.inputs import apply_do, encode_do
 from pyrosc.infer.draws import draws_of
 from pyrosc.infer.modes import evaluating
@@ -31,7 +32,8 @@ class PairDraws:
 
     def __init__(self, model: Model, dataset: Dataset, groups: Groups, plan: Pass) -> None:
         rng = np.random.default_rng([plan.seed, 0])
-        n_genes = len(model.registry.var_names())
+        n_genes = model.registry.n_vars(plan.field)
+        measured = None if plan.mask is None else dataset.codes(plan.mask).any(1)
         self._number = {c.name: i for i, c in enumerate(groups.comparisons)}
         self._store = Store(2 * len(groups.comparisons), plan.n_samples, n_genes)
         self._scale = np.zeros((2 * len(groups.comparisons), n_genes))
@@ -39,7 +41,10 @@ class PairDraws:
         unit = 0
         for c in groups.comparisons:
             for side in (c.first, c.second):
-                cells = np.flatnonzero(np.isin(groups.codes, side))
+                here = np.isin(groups.codes, side)
+                cells = np.flatnonzero(here if measured is None else here & measured)
+                if not len(cells):
+                    raise DataError(f"{c.name}: in one of the groups '{plan.field}' was measured in no cell")
                 rows = rng.choice(cells, plan.n_samples)
                 values = _expression(model, dataset, rows, plan, int(rng.integers(2**31)))
                 self._store.put(unit, values)
@@ -82,6 +87,7 @@ def _expression(model: Model, dataset: Dataset, rows: np.ndarray, plan: Pass, se
                 25 if plan.resample else 1,  # of which one is taken
                 shared,
                 worlds=here,
+                shares=plan.shares,
                 resample=plan.resample,
             )
             found = value[0].cpu().numpy()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pyrosc.data import MAIN
 from pyrosc.data.errors import DataError, listed
@@ -22,8 +24,30 @@ if TYPE_CHECKING:
 _DRAWS, _SAMPLES, _SAMPLES_GLOBAL = 250, 10, 50
 
 
-def counts_behind(model: Model, calibrate: bool | None) -> tuple[str, str | None]:
-    """Field of the counts, and the observed site whose law gives their expectation; None for none.
+@dataclass(frozen=True)
+class Modality:
+    """A site of expression, and the counts behind it.
+
+    Attributes
+    ----------
+    site
+        Site of expression per cell and feature.
+    field
+        Field of the counts.
+    counts
+        Observed site whose law gives the counts' expectation, for calibration; None for none.
+    mask
+        Field that says which counts were measured; None where all were.
+    """
+
+    site: str
+    field: str
+    counts: str | None
+    mask: str | None = None
+
+
+def modalities(model: Model, calibrate: bool | None) -> list[Modality]:
+    """What is compared: the sites of ``features``, or that of ``expression``.
 
     Raises
     ------
@@ -34,21 +58,26 @@ def counts_behind(model: Model, calibrate: bool | None) -> tuple[str, str | None
     """
     if list(model.registries) != [MAIN]:
         raise ValueError(f"{type(model).__name__} reads several data sets; the groups are of cells of one")
-    need_site(model, model.expression, "differential expression", "expression")
+    sites = list(model.features) or [model.expression]
+    return [_modality(model, site, calibrate) for site in sites]
+
+
+def _modality(model: Model, name: str, calibrate: bool | None) -> Modality:
+    need_site(model, name, "differential expression", "expression")
     nodes: Any = prototype(model).nodes
-    site = nodes[model.expression]
+    site = nodes[name]
     if not is_local(site):
-        raise ValueError(
-            f"site '{model.expression}' is not in the plate over cells, so it has no group means"
-        )
+        raise ValueError(f"site '{name}' is not in the plate over cells, so it has no group means")
     fields = {n: s for n, s in model.registry.fields.items() if s.kind == "counts"}
+    if name in model.features:
+        fields = {model.features[name]: model.registry.fields[model.features[name]]}
     if not fields:
         raise ValueError(f"{type(model).__name__} has no counts, of which groups of cells have statistics")
     width = site["value"].shape[-1]
     alike = [n for n in fields if len(fields[n].names) == width]
     if not alike:
         raise ValueError(
-            f"site '{model.expression}' has {width:,} values per cell, which are those of no field of counts "
+            f"site '{name}' has {width:,} values per cell, which are those of no field of counts "
             f"({', '.join(f'{n}: {len(s.names):,}' for n, s in fields.items())})"
         )
     reason = ""
@@ -60,7 +89,9 @@ def counts_behind(model: Model, calibrate: bool | None) -> tuple[str, str | None
         reason = f"the law of '{alike[0]}' has no mean in closed form"
     if calibrate and reason:
         raise ValueError(f"calibrate=True compares counts with what the model expects, but {reason}")
-    return alike[0], None if reason or calibrate is False else alike[0]
+    states = model.registry.fields.items()
+    mask = next((n for n, s in states if s.kind == "mask" and s.of == alike[0]), None)
+    return Modality(name, alike[0], None if reason or calibrate is False else alike[0], mask)
 
 
 def _has_mean(fn: Any) -> bool:
@@ -120,6 +151,22 @@ def what_ifs(
     if not chosen:
         raise ValueError("batches is empty; name some, or leave it out for all")
     return tuple({**given, "batch": b} for b in chosen)
+
+
+def shares_of(
+    dataset: Dataset, mask: str | None, worlds: Sequence[Mapping[str, Any]], batch_correction: bool
+) -> torch.Tensor | None:
+    """Weights of the worlds by feature: a batch that was not measured for a feature says nothing of it."""
+    if mask is None or not batch_correction:
+        return None
+    codes, names = dataset.codes("batch"), dataset.registry.categories("batch")
+    measured = dataset.codes(mask)
+    rows = [measured[codes == names.index(str(w["batch"]))].any(0) for w in worlds]
+    known = np.array(rows, np.float32)
+    total = known.sum(0)
+    return torch.from_numpy(
+        np.where(total > 0, known / np.maximum(total, 1), 1 / len(rows)).astype(np.float32)
+    )
 
 
 def numbers_of_draws(model: Model, n_samples: int | None, n_bootstrap: int | None) -> tuple[int, int]:

@@ -14,8 +14,21 @@ if TYPE_CHECKING:
     from pyrosc.data import Dataset
     from pyrosc.models.base import Model
 
+_TINY = 1e-30
 #: Both sides of a comparison, (s, genes of the block) each.
 Pair = Callable[[Comparison], tuple[np.ndarray, np.ndarray]]
+
+
+def n_measured(dataset: Dataset, rows: np.ndarray, mask: str | None) -> np.ndarray:
+    """Number of the cells in which each feature was measured: (g,), or (1,) where all were in all."""
+    if mask is None:
+        return np.array([len(rows)], np.float64)
+    return dataset.codes(mask)[rows].sum(0, dtype=np.float64)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of (u, g) values over units, with weights (u, 1) or (u, g)."""
+    return (values * weights).sum(0) / np.maximum(weights.sum(0), _TINY)
 
 
 class CellMeans:
@@ -38,22 +51,24 @@ class CellMeans:
         everything = [groups.rows(g) for g in used]
         rows = [sample_rows(r, max_cells, rng) for r in everything]
         self.n_sampled = sum(map(len, rows))
-        n_genes = len(model.registry.var_names(plan.counts))
+        n_genes = model.registry.n_vars(plan.field)
         self._store = Store(len(used), plan.n_draws, n_genes)
-        self._weight = np.zeros((len(used), plan.n_draws), np.float32)
+        width = 1 if plan.mask is None else n_genes
+        self._weight = np.zeros((len(used), plan.n_draws, width), np.float32)
         self._scale = np.zeros((len(used), n_genes))
-        self._sizes = np.array([len(r) for r in everything], np.float64)
+        self._sizes = np.stack([n_measured(dataset, r, plan.mask) for r in everything])
         for i, sums in enumerate(unit_sums(model, dataset, rows, plan, bootstrap=True)):
             prior = np.random.default_rng([plan.seed, 2, i])
             mean = calibrated(sums.expression, sums.weight, sums.observed, sums.expected, prior)
             self._store.put(i, mean)
             self._scale[i] = mean.mean(0)
             # groups of which not all cells were taken weigh as if they had been
-            self._weight[i] = sums.weight * (len(everything[i]) / len(rows[i]))
+            taken = np.maximum(n_measured(dataset, rows[i], plan.mask), _TINY)
+            self._weight[i] = sums.weight * (self._sizes[i] / taken)
 
     def _mean(self, side: tuple[int, ...]) -> np.ndarray:
         units = [self._unit[g] for g in side]
-        return np.average(self._scale[units], axis=0, weights=self._sizes[units])
+        return weighted_mean(self._scale[units], self._sizes[units])
 
     def scales(self, c: Comparison) -> tuple[np.ndarray, np.ndarray]:
         """(g,) mean expression of both sides, over draws."""
@@ -63,17 +78,18 @@ class CellMeans:
         """Blocks of genes with a function that gives both sides of a comparison."""
         for genes, means in self._store.read():
             total: np.ndarray | None = None
+            own = self._weight if self._weight.shape[2] == 1 else self._weight[:, :, genes]
 
-            def weighted(units: list[int], means: np.ndarray = means) -> np.ndarray:
+            def weighted(units: list[int], means: np.ndarray = means, own: np.ndarray = own) -> np.ndarray:
                 found = np.zeros(means.shape[1:], np.float32)
                 for u in units:
-                    found += self._weight[u][:, None] * means[u]
+                    found += own[u] * means[u]
                 return found
 
-            def side(groups: tuple[int, ...]) -> np.ndarray:
+            def side(groups: tuple[int, ...], own: np.ndarray = own) -> np.ndarray:
                 nonlocal total
                 units = [self._unit[g] for g in groups]
-                weight = self._weight[units].sum(0)[:, None]
+                weight = np.maximum(own[units].sum(0), _TINY)
                 if len(units) == 1:
                     return means[units[0]]  # noqa: B023  # used before the next block
                 if 2 * len(units) <= len(self._unit):
@@ -157,15 +173,15 @@ class DonorMeans:
         self.n_sampled = sum(map(len, rows))
         self._plan, self._k = plan, plan.n_samples
         self._number = {c.name: i for i, c in enumerate(groups.comparisons)}
-        n_genes = len(model.registry.var_names(plan.counts))
+        n_genes = model.registry.n_vars(plan.field)
         counted = plan.counts is not None
         self._store = Store(len(rows), (2 * self._k + 1) if counted else self._k, n_genes)
         self._scale = np.zeros((len(rows), n_genes))
-        self._size = np.array([len(r) for r in everything], np.float64)
+        self._size = np.stack([n_measured(dataset, r, plan.mask) for r in everything])
         for i, sums in enumerate(unit_sums(model, dataset, rows, plan, bootstrap=False)):
-            factor = np.float32(len(everything[i]) / len(rows[i]))
-            self._store.put(i, factor * _stacked(sums))
-            mean = sums.expression.mean(0) / len(rows[i])
+            factor = self._size[i] / np.maximum(sums.weight[0], _TINY)
+            self._store.put(i, factor.astype(np.float32) * _stacked(sums))
+            mean = sums.expression.mean(0) / np.maximum(sums.weight[0], _TINY)
             if counted:
                 assert sums.observed is not None
                 assert sums.expected is not None
@@ -174,7 +190,7 @@ class DonorMeans:
 
     def _mean(self, side: tuple[int, ...]) -> np.ndarray:
         units = self._units(side)
-        return np.average(self._scale[units], axis=0, weights=self._size[units])
+        return weighted_mean(self._scale[units], self._size[units])
 
     def scales(self, c: Comparison) -> tuple[np.ndarray, np.ndarray]:
         """(g,) mean expression of both sides, over draws."""
@@ -197,24 +213,33 @@ class DonorMeans:
         for genes, sums in self._store.read():
 
             def pair(
-                c: Comparison, sums: np.ndarray = sums, start: int = genes.start
+                c: Comparison, sums: np.ndarray = sums, genes: slice = genes
             ) -> tuple[np.ndarray, np.ndarray]:
                 n = min(self.n_donors(c.first), self.n_donors(c.second))
                 number = self._number[c.name]
                 rng = np.random.default_rng([self._plan.seed, 3, number])
                 shape = (self._k, self._plan.n_bootstrap)
                 weights = donor_weights(n, max(self._donor) + 1, shape, rng)
-                prior = np.random.default_rng([self._plan.seed, 4, number, start])
-                return self._side(c.first, sums, weights, prior), self._side(c.second, sums, weights, prior)
+                prior = np.random.default_rng([self._plan.seed, 4, number, genes.start])
+                sizes = self._size if self._size.shape[1] == 1 else self._size[:, genes]
+                return (
+                    self._side(c.first, sums, sizes, weights, prior),
+                    self._side(c.second, sums, sizes, weights, prior),
+                )
 
             yield genes, pair
 
     def _side(
-        self, side: tuple[int, ...], sums: np.ndarray, weights: np.ndarray, prior: np.random.Generator
+        self,
+        side: tuple[int, ...],
+        sums: np.ndarray,
+        sizes: np.ndarray,
+        weights: np.ndarray,
+        prior: np.random.Generator,
     ) -> np.ndarray:
         k, units = self._k, self._units(side)
         w = weights[..., [self._donor[u] for u in units]]  # (k, b, units)
-        weight = (w @ self._size[units]).reshape(-1)
+        weight = (w @ sizes[units]).reshape(-1, sizes.shape[1])
         own = sums[units].astype(np.float64)  # (units, rows, genes)
 
         def total(values: np.ndarray) -> np.ndarray:

@@ -20,17 +20,23 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class RawStatistics:
-    """Sums of counts, cells with counts (groups, g), and cells (groups,), over all cells of the groups."""
+    """Over all cells of the groups: sums of counts and cells with counts (groups, g), cells (groups,).
+
+    `measured`, (groups, g), counts the cells in which a feature was measured, where not all were in all.
+    """
 
     sums: np.ndarray
     detected: np.ndarray
     cells: np.ndarray
+    measured: np.ndarray | None = None
 
-    def of(self, side: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean counts per cell, share of cells with counts, and cells of a side."""
+    def of(self, side: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Mean counts per cell, share of cells with counts, and cells of a side (maybe by feature)."""
         at = list(side)
-        n = int(self.cells[at].sum())
-        return self.sums[at].sum(0) / n, self.detected[at].sum(0) / n, n
+        n: Any = int(self.cells[at].sum())
+        if self.measured is not None:
+            n = self.measured[at].sum(0)
+        return self.sums[at].sum(0) / np.maximum(n, 1), self.detected[at].sum(0) / np.maximum(n, 1), n
 
     def noise(self, c: Comparison, scale: Scale) -> np.ndarray:
         """(g,) variance that counts alone would give an effect.
@@ -43,13 +49,15 @@ class RawStatistics:
             for side in (c.first, c.second):
                 _, share, n = self.of(side)
                 p = (share * n + 0.5) / (n + 1)
-                total = total + p * (1 - p) / n
+                total = total + p * (1 - p) / np.maximum(n, 1)
             return total
         return sum(1 / (self.sums[list(side)].sum(0) + 0.5) for side in (c.first, c.second))
 
 
-def raw_statistics(dataset: Dataset, field: str, groups: Groups) -> RawStatistics:
+def raw_statistics(dataset: Dataset, field: str, groups: Groups, mask: str | None = None) -> RawStatistics:
     """Statistics of the counts of each group, in one pass over the rows."""
+    if field not in dataset.matrices:
+        return _of_column(dataset.codes(field), None if mask is None else dataset.codes(mask), groups)
     matrix = dataset.matrices[field]
     n_groups = len(groups.names)
     sums = np.zeros((n_groups, matrix.shape[1]))
@@ -66,6 +74,16 @@ def raw_statistics(dataset: Dataset, field: str, groups: Groups) -> RawStatistic
         detected += (member @ seen).toarray()
     cells = np.bincount(groups.codes[rows], minlength=n_groups)
     return RawStatistics(sums, detected, cells)
+
+
+def _of_column(values: np.ndarray, measured: np.ndarray | None, groups: Groups) -> RawStatistics:
+    n_groups = len(groups.names)
+    rows = np.flatnonzero(groups.codes >= 0)
+    codes = groups.codes[rows]
+    member = sp.csr_matrix((np.ones(len(rows)), (codes, np.arange(len(rows)))), shape=(n_groups, len(rows)))
+    here = values[rows].astype(np.float64)
+    seen = None if measured is None else member @ measured[rows].astype(np.float64)
+    return RawStatistics(member @ here, member @ (here != 0), np.bincount(codes, minlength=n_groups), seen)
 
 
 def expressed(raw: RawStatistics, c: Comparison, min_fraction: float, min_cells: int) -> np.ndarray:
