@@ -7,6 +7,7 @@ from pyrosc.simulate._linear_scvi import linear_scvi
 from pyrosc.simulate._scanvi import scanvi
 from pyrosc.simulate._scvi import scvi
 from pyrosc.simulate._stereoscope import SimulatedSpots, stereoscope
+from pyrosc.simulate._totalvi import totalvi
 from pyrosc.simulate.core import Simulated, design_for, from_model
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "scanvi",
     "scvi",
     "stereoscope",
+    "totalvi",
 ]

@@ -97,6 +97,7 @@ def draw(
     mean_library: float = 2000.0,
     sd_log_library: float = 0.3,
     seed: int = 0,
+    design: Callable[[Any], Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Simulated:
     """Cells drawn from a variant of SCVI; `scvi` says what the arguments mean.
@@ -107,6 +108,8 @@ def draw(
         The model's class.
     truth
         Sets the model's parameters, and returns the values of its global sites.
+    design
+        Adds to the AnnData that the model is made with, and returns the keywords that name what it added.
     """
     import anndata as ad
 
@@ -130,13 +133,15 @@ def draw(
         keys["labels_key"] = "cell_type"
         centres = rng.normal(size=(n_types, n_latent)) * np.sqrt(0.84)
         fixed["z"] = (centres[types] + 0.4 * rng.normal(size=(n_cells, n_latent))).astype(np.float32)
-    design = ad.AnnData(
+    blank = ad.AnnData(
         sp.csr_matrix(np.ones((n_cells, n_genes), np.float32)),
         obs=obs,
         var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]),
     )
+    if design is not None:
+        keys |= design(blank)
     defaults: dict[str, Any] = {"n_hidden": 32, "norm": "none", "dropout_rate": 0.0}
-    model = cls.from_anndata(design, n_latent=n_latent, seed=seed, **keys, **(defaults | options))
+    model = cls.from_anndata(blank, n_latent=n_latent, seed=seed, **keys, **(defaults | options))
     fixed |= truth(model, rng)
     if not model.observed_library:
         fixed["library"] = np.log(library).astype(np.float32)
@@ -151,7 +156,8 @@ def draw(
 def set_decoder(model: SCVI, rng: np.random.Generator, effect: float, signal: float, zero: float) -> None:
     """Random weights of SCVI's decoder."""
     with torch.no_grad():
-        layers: list[Any] = list(model.decoder.layers)
+        network: Any = getattr(model.decoder, "network", model.decoder)
+        layers: list[Any] = list(network.layers)
         first = layers[0]
         first.linear.weight.copy_(normal(rng, first.linear.weight, first.linear.in_features**-0.5 * 1.5))
         first.linear.bias.copy_(normal(rng, first.linear.bias, 0.5))
