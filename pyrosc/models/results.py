@@ -291,6 +291,7 @@ class Results:
         *,
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
+        field: str | None = None,
         do: Mapping[str, Any] | None = None,
         batch_size: int = 512,
         seed: int = 0,
@@ -304,7 +305,9 @@ class Results:
         n_samples
             Replicates of the data.
         gene_list
-            Genes wanted; default all.
+            Genes (or other features of the field) wanted; default all.
+        field
+            Which counts, of a model of several modalities, by argument name; default those of the genes.
         do
             What-if values, as in `posterior`.
 
@@ -313,13 +316,16 @@ class Results:
         scipy.sparse.csr_matrix or list
             (n, g) float32; a list of them where `n_samples` > 1.
         """
-        _, positions = _genes(self, gene_list)
+        site = counts_site(self) if field is None else field
+        if field is not None:
+            need_site(self, field, "replicated counts", None)
+        _, positions = _genes(self, gene_list, field)
         dataset = self.dataset(adata)
         rows = as_rows(indices, dataset)
         changes = encode_do(self.registry, do, len(rows))
         parts: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
         passes = self.batches(dataset, rows, batch_size)
-        for at, _, laws in replicates(self, passes, counts_site(self), n_samples, do=changes, seed=seed):
+        for at, _, laws in replicates(self, passes, site, n_samples, do=changes, seed=seed):
             for part, law in zip(parts, laws, strict=True):
                 draw = law.sample().reshape(len(at), -1)[:, positions]
                 part.append(sp.csr_matrix(draw.cpu().numpy().astype(np.float32)))
@@ -372,8 +378,10 @@ def _terms(
     return found | {"kl_global": np.mean(parts["kl_global"])}
 
 
-def _genes(model: Model, wanted: Sequence[str] | None) -> tuple[list[str], slice | np.ndarray]:
-    names = model.registry.var_names()
+def _genes(
+    model: Model, wanted: Sequence[str] | None, field: str | None = None
+) -> tuple[list[str], slice | np.ndarray]:
+    names = model.registry.var_names(field)
     if wanted is None:
         return list(names), slice(None)
     if isinstance(wanted, str):

@@ -92,7 +92,7 @@ class TOTALVI(SCVI):
     features: ClassVar = {"rho": "x", "protein": "y"}
     recoded: ClassVar = ("log_background",)
     owners: ClassVar = {"adversary": "batch_classifier"}
-    plan = Plan(steps=4000, batch_size=256, lr=2e-3)
+    plan = Plan(steps=1500, batch_size=256, lr=1e-2)
 
     def __init__(
         self,

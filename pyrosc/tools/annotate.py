@@ -19,6 +19,7 @@ from pyrosc.train.history import kept_elbo
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from pyrosc.data import Registry
     from pyrosc.models.base import Model
 
 
@@ -57,7 +58,8 @@ def annotate(
         `adata`, with ``obsm``/``obs``/``layers`` entries (a DataFrame in ``obsm`` where the model names the
         columns), the model's results per gene in ``var`` or ``varm`` (where `sites` is None), and the
         provenance in ``uns["pyrosc"][key]``: class, options, fields, keys written, epochs, held-out ELBO,
-        versions, origin of a converted model (JSON text where nested).
+        versions, origin of a converted model (JSON text where nested). In a MuData, what is per gene or
+        protein of a modality goes to the ``layers`` of that modality, all else to the MuData itself.
     """
     if source not in model.registries:
         raise ValueError(f"name the data source: source= one of {sorted(model.registries)}")
@@ -78,12 +80,13 @@ def annotate(
         raise ValueError(
             f"{name} has no slots: name some, for example slots = {{'z': 'obsm/X_z'}} in the class"
         )
-    dense = any(model.slots[s].startswith("layers/") for s in wanted)
-    if dense and adata.n_vars != registry.n_vars():
-        raise ValueError(
-            f"adata has {adata.n_vars:,} genes, the model {registry.n_vars():,}: a layer needs the "
-            "same ones; use get_normalized_expression, or subset adata to the model's genes"
-        )
+    for site in wanted:
+        holder, features = _holder(model, adata, site, registry)
+        if model.slots[site].startswith("layers/") and holder.n_vars != len(features):
+            raise ValueError(
+                f"adata has {holder.n_vars:,} genes, the model {len(features):,}: a layer needs the "
+                "same ones; use get_normalized_expression, or subset adata to the model's genes"
+            )
     plain = [s for s in wanted if s != model.label]
     found = model.posterior(plain, adata=adata, batch_size=batch_size, source=source) if plain else {}
     written = []
@@ -96,9 +99,12 @@ def annotate(
             written += _write_labels(adata, key, probabilities, model.positive)
             continue
         value = found[site]
-        if slot == "layers":
-            order = {g: i for i, g in enumerate(registry.var_names())}
-            value = value[:, [order[g] for g in map(str, adata.var_names)]]
+        holder, features = _holder(model, adata, site, registry)
+        if slot == "layers" or holder is not adata:
+            holder.layers[key] = _in_order(value, features, holder, adata)
+            part = registry.fields[_field_of(model, site, registry)].modality if holder is not adata else None
+            written.append(f"layers/{key}" if part is None else f"mod/{part}/layers/{key}")
+            continue
         names = model.columns(site)
         if slot == "obs":
             adata.obs[key] = value.reshape(-1)
@@ -113,6 +119,45 @@ def annotate(
     record[key_added or name] = _provenance(model, written)
     adata.uns["pyrosc"] = record
     return adata
+
+
+def _field_of(model: Model, site: str, registry: Registry) -> str:
+    """Field whose features are the columns of a site; the first counts field for want of another."""
+    names = model.columns(site)
+    if site not in model.features and names is not None:
+        for name, state in registry.fields.items():
+            if state.kind in ("counts", "protein") and tuple(names) == state.names:
+                return name
+    counts = next((n for n, s in registry.fields.items() if s.kind == "counts"), "")
+    return model.features.get(site, counts)
+
+
+def _holder(model: Model, adata: Any, site: str, registry: Registry) -> tuple[Any, tuple[str, ...]]:
+    """Where the values of a site go, and the names of their columns: a MuData's modality for its features."""
+    state = registry.fields.get(_field_of(model, site, registry))
+    if state is None:
+        return adata, ()
+    per_feature = model.slots[site].startswith("layers/") or model.columns(site) is not None
+    if hasattr(adata, "mod") and state.modality is not None and per_feature:
+        modality = adata.mod[state.modality]
+        if set(state.names) <= set(map(str, modality.var_names)) and (state.matrix or state.kind == "counts"):
+            return modality, state.names
+    return adata, state.names
+
+
+def _in_order(value: np.ndarray, names: Sequence[str], holder: Any, adata: Any) -> np.ndarray:
+    """Columns in the order of the holder's features, NaN for others; rows of the cells that it has."""
+    position = {g: i for i, g in enumerate(names)}
+    if holder is not adata and not holder.obs_names.equals(adata.obs_names):
+        value = value[adata.obs_names.get_indexer(holder.obs_names)]
+    features = list(map(str, holder.var_names))
+    if all(f in position for f in features):
+        return value[:, [position[f] for f in features]]
+    out = np.full((len(value), len(features)), np.nan, value.dtype)
+    for column, feature in enumerate(features):
+        if feature in position:
+            out[:, column] = value[:, position[feature]]
+    return out
 
 
 def _write_genes(adata: AnnData, results: Mapping[str, Any], key_added: str | None) -> list[str]:

@@ -54,7 +54,8 @@ def normalized_protein(
         Other cells, and which of them; as in `pyrosc.Model.posterior`.
     transform_batch
         Decode the cells as if of this batch; several are averaged. None: each cell's own batch but, for
-        proteins that were not measured there, the mean over the batches where they were: those are imputed.
+        proteins that were not measured there, the mean over the batches where they were (after surgery:
+        over those of the reference, where there are any).
     protein_list
         Proteins wanted, in this order; default all.
     include_protein_background
@@ -217,10 +218,13 @@ def _imputed(
         model.registry.var_names(field)[i] for i in np.flatnonzero(~measured.any(0) & lacking.any(0))
     ]:
         raise DataError(f"no batch of the model was stained for {listed(never)}; leave them out")
+    # of a model that surgery made, the reference's batches say what a cell would have, as they did before
+    n_first = len(names) if model.surgery is None else model.surgery.fixed.get("panel", len(names))
+    use_first = measured[:n_first].any(0)
     total = np.zeros((*own.shape[:-2], len(which), own.shape[-1]), np.float32)
     count = np.zeros((len(which), own.shape[-1]), np.float32)
     for s, name in enumerate(names):
-        use = lacking[which] & measured[s]
+        use = lacking[which] & measured[s] & (use_first if s < n_first else ~use_first)
         if use.any():
             total += np.where(use, decoded(rows[which], name), 0)
             count += use
