@@ -170,8 +170,8 @@ class PEAKVI(Accessibility, Model):
             logits = self.head(self.decoder(z, covariates))
             log_d, log_r = self._log_cell_factor(x), self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
-            pyro.deterministic("p", self._accessibility(logits, log_r), event_dim=1)
-            value, law = self._law(x, logits, log_d.unsqueeze(-1), log_r)
+            pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
+            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r)
             pyro.sample("x", law.to_event(1), obs=value)
 
     def guide(
@@ -208,7 +208,8 @@ class PEAKVI(Accessibility, Model):
             return self.head.bias.new_zeros(self.registry.n_vars())
         return self.region.log_softmax(-1) if self.likelihood == "poisson" else logsigmoid(self.region)
 
-    def _accessibility(self, logits: Tensor, log_r: Tensor) -> Tensor:
+    def accessibility(self, logits: Tensor, log_r: Tensor) -> Tensor:
+        """p (n, g) from the decoder's logits: a probability, or for the Poisson law a rate relative to r."""
         if self.likelihood == "poisson":
             return (logits - self._log_total(logits + log_r)).exp()
         return logits.sigmoid()
@@ -220,7 +221,7 @@ class PEAKVI(Accessibility, Model):
             log_rate = log_rate.masked_fill(~measured, -torch.inf)
         return log_rate.logsumexp(-1, keepdim=True)
 
-    def _law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
+    def law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
         """What is observed of the fragments, and its law region by region."""
         if self.likelihood == "bernoulli":
             return x.clamp(max=1), ScaledBernoulli(logits, log_d + log_r)
