@@ -23,9 +23,9 @@ from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder
 from pyrosc.nn.layers import Norm
 from pyrosc.train.plan import Plan
 
-#: Largest product of cell and region factors at the start: what is open in all cells of a kind is seen in this
-#: share of them.
-_REACH = 0.25
+#: Product of cell and region factors at the start: what is open in all cells of a kind is seen in this share of
+#: them, at least, and more where regions are seen more often than in 1/1.5 of that.
+_REACH, _ROOM, _MOST = 0.25, 1.5, 0.9
 #: Precision of the Normal prior of the networks' weights, for all cells together.
 _PRECISION = 15.0
 #: Share of the values above the number of copies from which the user is told that they are cut.
@@ -269,9 +269,13 @@ class PEAKVI(Accessibility, Model):
             factors = (self.factor is not None) + (self.region is not None)
             if self.log_concentration is not None:
                 self.log_concentration.values.fill_(2.0)
-            rate = np.clip(np.maximum(sums, 0.5) / data.n_obs / _REACH ** (factors / 2), 1e-7, 0.9)
-            self.head.bias.copy_(torch.as_tensor(np.log(rate) - np.log1p(-rate)))
+            rate = np.maximum(sums, 0.5) / data.n_obs
+            reach = float(np.clip(_ROOM * np.quantile(rate, 0.99), _REACH, _MOST)) ** 0.5 if factors else 1.0
+            self.head.bias.copy_(torch.as_tensor(_logit(rate / reach**factors)))
+            if self.region is not None:
+                self.region.values.fill_(_logit(reach))
             if self.factor is not None:
+                self.factor.head.bias.fill_(_logit(reach))
                 logs = np.log(np.maximum(cells, 1))
                 self.factor.centre.copy_(torch.tensor([logs.mean(), max(logs.std(), 1e-3)]))
         if clipped > _MANY_CLIPPED:
@@ -300,6 +304,12 @@ class PEAKVI(Accessibility, Model):
     def clipped_share(self) -> float:
         """Share of the values above the number of ends, of the data that the model was made with."""
         return float(self.clipped)
+
+
+def _logit(p: np.ndarray | float) -> Any:
+    """Log odds of probabilities that are kept off 0 and 1."""
+    p = np.clip(p, 1e-7, _MOST)
+    return np.log(p) - np.log1p(-p)
 
 
 class CellFactor(nn.Module):
