@@ -67,6 +67,8 @@ def _evaluate(
     """Log-probability and, if asked, gradients in logits and log scale, as (rows, cols) matrices."""
     logits, log_scale = views[0], views[1].clamp(max=0)
     full = (layout.rows, layout.cols)
+    if logits.dim() == log_scale.dim() == 1:
+        logits = logits.expand(full)
     result = logits.new_empty(full)
     grads = [logits.new_empty(full) for _ in range(2 if grad else 0)]
     step = layout.chunk_rows(logits.device)

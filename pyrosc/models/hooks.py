@@ -100,3 +100,6 @@ class Hooks(nn.Module):
     #: Factors of the learning rate by submodule: free parameters whose scale is not that of a network's
     #: weights (a dispersion per gene) have further to go in as many steps.
     rates: Mapping[str, float] = {}
+
+    #: Names of submodules that weight decay (`Plan.weight_decay`) leaves alone.
+    undecayed: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,13 +18,16 @@ from pyrosc.distributions import BetaBinomial, Poisson, ScaledBernoulli
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.models.accessibility import Accessibility
 from pyrosc.models.base import Model
+from pyrosc.models.scvi import GeneParameter
 from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder
 from pyrosc.nn.layers import Norm
 from pyrosc.train.plan import Plan
 
-#: Largest product of cell and region factors at the start: what is open in all cells of a kind is seen in this
-#: share of them.
-_REACH = 0.25
+#: Product of cell and region factors at the start: what is open in all cells of a kind is seen in this share of
+#: them, at least, and more where regions are seen more often than in 1/1.5 of that.
+_REACH, _ROOM, _MOST = 0.25, 1.5, 0.9
+#: Precision of the Normal prior of the networks' weights, for all cells together.
+_PRECISION = 15.0
 #: Share of the values above the number of copies from which the user is told that they are cut.
 _MANY_CLIPPED = 0.001
 
@@ -50,6 +54,9 @@ class PEAKVI(Accessibility, Model):
         Depth.
     dropout_rate
         Of the encoder's hidden units, while training.
+    input_dropout_rate
+        Of what the encoder sees, while training: a cell shows a small part of its open regions, and no one of
+        them should decide where the cell is.
     model_depth
         Cell factors; False fixes them at 1. Not for ``"poisson"``, whose cell factor is l.
     region_factors
@@ -82,7 +89,8 @@ class PEAKVI(Accessibility, Model):
     elbo = PathwiseELBO(analytic_kl=True)
     vectorized = True
     expression = "p"
-    plan = Plan(steps=3000)
+    # What a cell shows is little, and where the KL weighs one from early on few dimensions come to be used.
+    plan = Plan(steps=2000, warmup=0.9)
     slots: ClassVar = {
         "z": "obsm/X_PeakVI",
         "cell_factor": "obs/peakvi_cell_factor",
@@ -98,6 +106,7 @@ class PEAKVI(Accessibility, Model):
         n_layers_encoder: int = 2,
         n_layers_decoder: int = 2,
         dropout_rate: float = 0.1,
+        input_dropout_rate: float = 0.3,
         model_depth: bool = True,
         region_factors: bool = True,
         copies: int = 2,
@@ -140,15 +149,19 @@ class PEAKVI(Accessibility, Model):
             dropout_rate,
             activation=leaky,
         )
+        self.thin = nn.Dropout(input_dropout_rate)
         self.decoder = MLP(n_latent, n_hidden, n_layers_decoder, self.spec, inject, norm, activation=leaky)
         self.head = nn.Linear(n_hidden, n_regions)
         self.factor: CellFactor | None = None
         if model_depth and likelihood != "poisson":
             self.factor = CellFactor(n_regions, n_hidden, n_layers_encoder, norm)
-        self.region = nn.Parameter(torch.zeros(n_regions)) if region_factors else None
-        if likelihood == "beta_binomial":
-            self.log_concentration = nn.Parameter(torch.full((n_regions,), 2.0))
+        self.region = GeneParameter(n_regions) if region_factors else None
+        self.log_concentration = GeneParameter(n_regions) if likelihood == "beta_binomial" else None
         self.register_buffer("clipped", torch.zeros(()))
+        own = {"region": self.region, "log_concentration": self.log_concentration}
+        self.undecayed = tuple(name for name, module in own.items() if module is not None)
+        self.rates = {"log_concentration": 10.0} if self.log_concentration is not None else {}
+        self.plan = replace(self.plan, weight_decay=_PRECISION / max(registry.n_obs, 1))
 
     # -- the math -------------------------------------------------------------------------------------
 
@@ -170,8 +183,8 @@ class PEAKVI(Accessibility, Model):
             logits = self.head(self.decoder(z, covariates))
             log_d, log_r = self._log_cell_factor(x), self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
-            pyro.deterministic("p", self._accessibility(logits, log_r), event_dim=1)
-            value, law = self._law(x, logits, log_d.unsqueeze(-1), log_r)
+            pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
+            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r)
             pyro.sample("x", law.to_event(1), obs=value)
 
     def guide(
@@ -187,7 +200,7 @@ class PEAKVI(Accessibility, Model):
             covariates = self._covariates(batch, categorical_covariates, continuous_covariates)
         with self.cells(x):
             name = "z_raw" if self.logistic_normal else "z"
-            loc, scale = self.encoder(self._features(x), covariates)
+            loc, scale = self.encoder(self.thin(self._features(x)), covariates)
             pyro.sample(name, dist.Normal(loc, scale).to_event(1))
 
     def _features(self, x: Tensor) -> Tensor:
@@ -206,9 +219,11 @@ class PEAKVI(Accessibility, Model):
         """Log of r, (g,); shares that add up to one for the Poisson law."""
         if self.region is None:
             return self.head.bias.new_zeros(self.registry.n_vars())
-        return self.region.log_softmax(-1) if self.likelihood == "poisson" else logsigmoid(self.region)
+        values = self.region()
+        return values.log_softmax(-1) if self.likelihood == "poisson" else logsigmoid(values)
 
-    def _accessibility(self, logits: Tensor, log_r: Tensor) -> Tensor:
+    def accessibility(self, logits: Tensor, log_r: Tensor) -> Tensor:
+        """p (n, g) from the decoder's logits: a probability, or for the Poisson law a rate relative to r."""
         if self.likelihood == "poisson":
             return (logits - self._log_total(logits + log_r)).exp()
         return logits.sigmoid()
@@ -220,7 +235,7 @@ class PEAKVI(Accessibility, Model):
             log_rate = log_rate.masked_fill(~measured, -torch.inf)
         return log_rate.logsumexp(-1, keepdim=True)
 
-    def _law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
+    def law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
         """What is observed of the fragments, and its law region by region."""
         if self.likelihood == "bernoulli":
             return x.clamp(max=1), ScaledBernoulli(logits, log_d + log_r)
@@ -228,7 +243,8 @@ class PEAKVI(Accessibility, Model):
             log_rate = logits + log_r
             return x, Poisson(log_mean=log_rate - self._log_total(log_rate) + log_d)
         mean = (logsigmoid(logits) + log_d + log_r).exp()
-        law = BetaBinomial(mean, self.log_concentration.exp(), self.total)
+        assert self.log_concentration is not None
+        law = BetaBinomial(mean, self.log_concentration().exp(), self.total)
         return x.clamp(max=self.total), law
 
     def _covariates(self, batch: Tensor, categorical: Tensor, continuous: Tensor) -> Covariates:
@@ -246,14 +262,20 @@ class PEAKVI(Accessibility, Model):
             self.clipped.fill_(clipped)
             if self.likelihood == "poisson":
                 if self.region is not None:
-                    self.region.copy_(torch.as_tensor(np.log(np.maximum(sums, 0.5))))
+                    self.region.values.copy_(torch.as_tensor(np.log(np.maximum(sums, 0.5))))
                 else:
                     self.head.bias.copy_(torch.as_tensor(np.log(np.maximum(sums, 0.5) / sums.sum())))
                 return
             factors = (self.factor is not None) + (self.region is not None)
-            rate = np.clip(np.maximum(sums, 0.5) / data.n_obs / _REACH ** (factors / 2), 1e-7, 0.9)
-            self.head.bias.copy_(torch.as_tensor(np.log(rate) - np.log1p(-rate)))
+            if self.log_concentration is not None:
+                self.log_concentration.values.fill_(2.0)
+            rate = np.maximum(sums, 0.5) / data.n_obs
+            reach = float(np.clip(_ROOM * np.quantile(rate, 0.99), _REACH, _MOST)) ** 0.5 if factors else 1.0
+            self.head.bias.copy_(torch.as_tensor(_logit(rate / reach**factors)))
+            if self.region is not None:
+                self.region.values.fill_(_logit(reach))
             if self.factor is not None:
+                self.factor.head.bias.fill_(_logit(reach))
                 logs = np.log(np.maximum(cells, 1))
                 self.factor.centre.copy_(torch.tensor([logs.mean(), max(logs.std(), 1e-3)]))
         if clipped > _MANY_CLIPPED:
@@ -282,6 +304,12 @@ class PEAKVI(Accessibility, Model):
     def clipped_share(self) -> float:
         """Share of the values above the number of ends, of the data that the model was made with."""
         return float(self.clipped)
+
+
+def _logit(p: np.ndarray | float) -> Any:
+    """Log odds of probabilities that are kept off 0 and 1."""
+    p = np.clip(p, 1e-7, _MOST)
+    return np.log(p) - np.log1p(-p)
 
 
 class CellFactor(nn.Module):

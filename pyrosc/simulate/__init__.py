@@ -4,6 +4,7 @@ from pyrosc.simulate._autozi import autozi
 from pyrosc.simulate._cellassign import cellassign
 from pyrosc.simulate._doublets import doublets
 from pyrosc.simulate._linear_scvi import linear_scvi
+from pyrosc.simulate._peakvi import peakvi
 from pyrosc.simulate._scanvi import scanvi
 from pyrosc.simulate._scvi import scvi
 from pyrosc.simulate._stereoscope import SimulatedSpots, stereoscope
@@ -19,6 +20,7 @@ __all__ = [
     "doublets",
     "from_model",
     "linear_scvi",
+    "peakvi",
     "scanvi",
     "scvi",
     "stereoscope",

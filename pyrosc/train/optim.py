@@ -84,14 +84,19 @@ class Optimizers:
 
 
 def _groups(model: Model, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters by the factor of their learning rate (`Model.rates`)."""
+    """Parameters by the factor of their learning rate (`Model.rates`), and whether they decay."""
     factors = {
         id(p): factor for name, factor in model.rates.items() for p in model.get_submodule(name).parameters()
     }
-    groups: dict[float, list[nn.Parameter]] = {}
+    free = {id(p) for name in model.undecayed for p in model.get_submodule(name).parameters()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+        key = factors.get(id(parameter), 1.0), id(parameter) in free
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": members, "factor": factor, **({"weight_decay": 0.0} if still else {})}
+        for (factor, still), members in groups.items()
+    ]
 
 
 def _adam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from pyrosc.distributions import (
     NegativeBinomialMixture,
     Normal,
     Poisson,
+    ScaledBernoulli,
     ZeroInflatedNegativeBinomial,
 )
 
@@ -111,6 +112,12 @@ LAWS = {
         top=40,
         free=2,
     ),
+    "scaled-bernoulli": Law(
+        ScaledBernoulli,
+        list(product((-6.0, -1.0, 0.5, 4.0), (-3.0, -0.7, -0.01))),
+        lambda x, a, s: stats.bernoulli.logpmf(x, special.expit(a) * np.exp(s)),
+        top=1,
+    ),
 }
 
 
@@ -126,6 +133,8 @@ def counts(law: Law) -> Tensor:
     ]
     if law.make is BetaBinomial:
         some = torch.minimum(some, law.params()[2])
+    if law.make is ScaledBernoulli:
+        some = some.clamp(max=1)
     return some.expand(-1, len(law.grid)).contiguous()
 
 
