@@ -13,6 +13,7 @@ from scipy import stats
 
 import pyrosc
 from pyrosc import SCVI, TOTALVI, DataWarning
+from pyrosc.criticism import predictive_checks
 from pyrosc.data.inputs import load_batch
 from pyrosc.distributions import NegativeBinomial
 from pyrosc.infer.handlers import Record
@@ -296,6 +297,17 @@ def test_expression_and_replicates(trained):
     assert model.posterior_predictive_sample(indices=range(5)).shape == (5, 60)
     with pytest.raises(KeyError, match="no site 'q'"):
         model.posterior_predictive_sample(field="q")
+
+
+def test_predictive_intervals_of_proteins_hold_what_they_promise(trained):
+    model, _ = trained
+    checks = predictive_checks(model, site="y", n_samples=40)
+    assert list(checks.statistic("mean").index) == list(model.registry.var_names("y"))
+    found = checks.calibration.query("genes == 'all'").set_index("level")
+    held_out = model.validation_indices
+    assert found.loc[0.9, "values"] == model.dataset().codes("measured")[held_out].sum()
+    assert found.loc[0.9, "coverage"] == pytest.approx(0.9, abs=0.05)
+    assert found.loc[0.5, "coverage"] == pytest.approx(0.5, abs=0.08)
 
 
 def test_groups_are_compared_over_both_modalities(trained):
