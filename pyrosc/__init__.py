@@ -24,8 +24,10 @@ from pyrosc.models import (
 from pyrosc.models.objective import cells
 from pyrosc.tools.annotate import annotate
 from pyrosc.tools.compare import compare
+from pyrosc.tools.correlation import feature_correlation
 from pyrosc.tools.de import differential_expression, rank_genes_groups
 from pyrosc.tools.predict import predict
+from pyrosc.tools.proteins import foreground_probability, normalized_protein
 from pyrosc.tools.surgery import surgery
 from pyrosc.tools.transfer import transfer_labels
 from pyrosc.train import Plan, TrainingError
@@ -65,8 +67,11 @@ __all__ = [
     "datasets",
     "differential_expression",
     "distributions",
+    "feature_correlation",
+    "foreground_probability",
     "load",
     "nn",
+    "normalized_protein",
     "pl",
     "predict",
     "rank_genes_groups",

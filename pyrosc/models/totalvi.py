@@ -307,19 +307,19 @@ class TOTALVI(SCVI):
     def get_normalized_protein(
         self, adata: AnnData | None = None, indices: Indices = None, **options: Any
     ) -> pd.DataFrame | np.ndarray:
-        """Proteins without noise and background; options as of `pyrosc.tools.normalized_protein`."""
+        """Proteins without noise and background; options as of `pyrosc.normalized_protein`."""
         return normalized_protein(self, adata, indices, **options)
 
     def get_protein_foreground_probability(
         self, adata: AnnData | None = None, indices: Indices = None, **options: Any
     ) -> pd.DataFrame:
-        """Probability of foreground; options as of `pyrosc.tools.foreground_probability`."""
+        """Probability of foreground; options as of `pyrosc.foreground_probability`."""
         return foreground_probability(self, adata, indices, **options)
 
     def get_feature_correlation_matrix(
         self, adata: AnnData | None = None, indices: Indices = None, **options: Any
     ) -> pd.DataFrame:
-        """Correlations of genes and proteins; options as of `pyrosc.tools.feature_correlation`."""
+        """Correlations of genes and proteins; options as of `pyrosc.feature_correlation`."""
         return feature_correlation(self, adata, indices, **options)
 
     # -- starting values ------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ import torch
 from scipy import stats
 
 import pyrosc
-from pyrosc import SCVI, TOTALVI, DataWarning
+from pyrosc import SCVI, TOTALVI, DataWarning, feature_correlation
 from pyrosc.criticism import predictive_checks
 from pyrosc.data.inputs import load_batch
 from pyrosc.distributions import NegativeBinomial
 from pyrosc.infer.handlers import Record
 from pyrosc.models.protein_counts import background_prior, starting_means
 from pyrosc.tools import correlation
-from pyrosc.tools.correlation import feature_correlation
 
 SMALL = {"n_hidden": 16, "n_latent": 3, "background_prior": "none"}
 KEYS = {"batch_key": "batch", "protein_key": "protein"}
@@ -277,9 +276,7 @@ def test_denoised_proteins_and_their_options(trained):
     with pytest.raises(TypeError, match="takes a list"):
         model.get_protein_foreground_probability(protein_list=names[0])
     with pytest.raises(KeyError, match="foreground_mean"):
-        pyrosc.tools.proteins.normalized_protein(
-            SCVI.from_anndata(model.home(), batch_key="batch", n_hidden=8)
-        )
+        pyrosc.normalized_protein(SCVI.from_anndata(model.home(), batch_key="batch", n_hidden=8))
 
 
 def test_expression_and_replicates(trained):
