@@ -1,8 +1,9 @@
 """PEAKVI with its defaults on accessibility of blood cells: held-out likelihood, clusters, mixing, seconds.
 
-On the 4,000 cells of hemato_atac that `peer_peakvi.py` fits the peer to, with the same split and one estimator,
-several seeds; then once on all cells. Clusters and integration are scored in the peer's environment, which has
-igraph and scib-metrics; with ``--steps`` it times training steps of both tools instead, in interleaved rounds::
+On the 4,000 cells of hemato_atac that `peer_peakvi.py` fits the peer to, with the same split and one
+estimator, several seeds; then once on all cells. Clusters and integration are scored in the peer's
+environment, which has igraph and scib-metrics; with ``--steps`` it times training steps of both tools
+instead, in interleaved rounds::
 
     python benchmarks/peakvi.py --peer-python PATH --seeds 0 1 2
     python benchmarks/peakvi.py --peer-python PATH --steps

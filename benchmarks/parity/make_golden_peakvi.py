@@ -4,9 +4,9 @@ Runs in the peer's own environment (scvi-tools 1.4.2), never in pyrosc's::
 
     python benchmarks/parity/make_golden_peakvi.py
 
-The peer's ``PEAKVAE`` is built with random weights and its noise replaced by recorded draws. Kept are the terms of
-each cell, reconstruction and KL, which are right: its loss divides the KL by the minibatch's size. To
-tests/golden/parity_peakvi.json and .npz.
+The peer's ``PEAKVAE`` is built with random weights and its noise replaced by recorded draws. Kept are the
+terms of each cell, reconstruction and KL, which are right: its loss divides the KL by the minibatch's size.
+To tests/golden/parity_peakvi.json and .npz.
 """
 
 from __future__ import annotations

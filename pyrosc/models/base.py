@@ -76,7 +76,7 @@ class Model(nn.Module, Results, metaclass=Built):
         are taken in one pass. False takes them one after the other, which is right for any model.
     latent, expression
         Names of the site of the latent space and of normalised expression.
-    effect
+    effect_scale
         Scale on which differential expression compares group means of `expression`: ``"lfc"`` or
         ``"difference"``.
     label
@@ -102,7 +102,7 @@ class Model(nn.Module, Results, metaclass=Built):
     vectorized: ClassVar[bool] = False
     latent: ClassVar[str] = "z"
     expression: ClassVar[str] = "rho"
-    effect: str = "lfc"
+    effect_scale: str = "lfc"
     label: ClassVar[str | None] = None
     positive: ClassVar[str | None] = None
 

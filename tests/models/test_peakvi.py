@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -20,7 +17,6 @@ from pyrosc.data import Batch, CategoricalCovariates, ContinuousCovariates, Frag
 from pyrosc.data.inputs import load_batch
 from pyrosc.data.reads import even_share
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 #: Simulated cells of which each shows something, of regions that each are seen.
 SEEN = {"open_share": 0.5, "depth": 0.8, "seed": 0}
 
@@ -46,7 +42,8 @@ def trained(simulated) -> PEAKVI:
     return model.fit(100, progress=False)
 
 
-# --- the likelihood ------------------------------------------------------------------------------------------
+# --- the likelihood
+# ------------------------------------------------------------------------------------------
 
 
 def log_likelihood(model: PEAKVI, z: np.ndarray, batch) -> np.ndarray:
@@ -149,7 +146,9 @@ def test_beta_binomial_wins_where_counts_are_over_dispersed():
     adata = pyrosc.simulate.peakvi(
         1500, 120, n_latent=3, n_batches=1, likelihood="beta_binomial", concentration=0.7, depth=0.6, seed=1
     ).adata
-    fits = {k: made(adata, **(options | {"likelihood": k})) for k in ("beta_binomial", "poisson", "bernoulli")}
+    fits = {
+        k: made(adata, **(options | {"likelihood": k})) for k in ("beta_binomial", "poisson", "bernoulli")
+    }
     binomial = made(adata, **options)
     with torch.no_grad():
         binomial.log_concentration.values.fill_(float(np.log(1e5)))
@@ -179,7 +178,8 @@ def test_beta_binomial_becomes_binomial_without_over_dispersion():
     assert np.median(free.log_concentration().detach().exp().numpy()) > 10
 
 
-# --- what it recovers ----------------------------------------------------------------------------------------
+# --- what it recovers
+# ----------------------------------------------------------------------------------------
 
 
 def test_simulated_accessibility_is_recovered(simulated, trained):
@@ -210,7 +210,8 @@ def test_expected_rates_are_those_observed(trained):
     np.testing.assert_allclose(both.mean(0), np.asarray(seen).ravel(), atol=0.03)
 
 
-# --- reads and fragments -------------------------------------------------------------------------------------
+# --- reads and fragments
+# -------------------------------------------------------------------------------------
 
 
 def test_reads_are_recognised_and_become_fragments():
@@ -264,7 +265,8 @@ def test_clipped_values_are_reported():
     assert made(adata).clipped_share == 0
 
 
-# --- results -------------------------------------------------------------------------------------------------
+# --- results
+# -------------------------------------------------------------------------------------------------
 
 
 def test_normalised_accessibility_in_all_its_forms(trained):
@@ -285,7 +287,9 @@ def test_normalised_accessibility_in_all_its_forms(trained):
     d = trained.get_library_size_factors(indices=rows)
     np.testing.assert_allclose(cells, p.iloc[rows].to_numpy() * d[:, None], rtol=1e-5)
     swapped = trained.get_normalized_accessibility(transform_batch=["batch0", "batch1"], indices=rows)
-    one, two = (trained.get_normalized_accessibility(transform_batch=b, indices=rows) for b in ("batch0", "batch1"))
+    one, two = (
+        trained.get_normalized_accessibility(transform_batch=b, indices=rows) for b in ("batch0", "batch1")
+    )
     np.testing.assert_allclose(swapped.to_numpy(), (one + two).to_numpy() / 2, rtol=1e-5)
     empty = trained.get_normalized_accessibility(indices=[], threshold=0.5)
     assert empty.shape == (0, 250)
@@ -313,7 +317,9 @@ def test_many_regions_are_never_held_at_once(monkeypatch):
 
 
 def test_differential_accessibility_finds_what_differs():
-    simulated = pyrosc.simulate.peakvi(1500, 200, n_types=2, n_batches=1, signal=2.0, open_share=0.5, depth=0.8, seed=4)
+    simulated = pyrosc.simulate.peakvi(
+        1500, 200, n_types=2, n_batches=1, signal=2.0, open_share=0.5, depth=0.8, seed=4
+    )
     adata = simulated.adata
     model = made(adata, n_hidden=32, n_latent=4).fit(40, progress=False)
     table = model.differential_accessibility(groupby="cell_type", group1="type0", group2="type1")
@@ -321,7 +327,9 @@ def test_differential_accessibility_finds_what_differs():
     first = (adata.obs["cell_type"] == "type0").to_numpy()
     truth = adata.layers["true_p"] * adata.var["true_region_factor"].to_numpy()
     gap = pd.Series(truth[first].mean(0) - truth[~first].mean(0), adata.var_names).reindex(table.index)
-    assert np.corrcoef(gap, table["effect_mean"] * model.get_region_factors().reindex(table.index))[0, 1] > 0.9
+    assert (
+        np.corrcoef(gap, table["effect_mean"] * model.get_region_factors().reindex(table.index))[0, 1] > 0.9
+    )
     sure = gap.abs() > 0.15
     assert table.loc[sure, "is_da_fdr"].mean() > 0.8
     assert (np.sign(table["effect_mean"])[sure] == np.sign(gap)[sure]).mean() > 0.95
@@ -333,7 +341,9 @@ def test_differential_accessibility_finds_what_differs():
     np.testing.assert_allclose(table["emp_effect"], emp, atol=1e-6)
     lfc = pyrosc.differential_expression(model, idx1=first, effect="lfc")
     assert "lfc_mean" in lfc
-    assert pyrosc.pl.volcano(pyrosc.differential_expression(model, idx1=first))[0].get_xlabel() == "difference"
+    assert (
+        pyrosc.pl.volcano(pyrosc.differential_expression(model, idx1=first))[0].get_xlabel() == "difference"
+    )
 
 
 def test_annotate_and_new_batches(simulated):

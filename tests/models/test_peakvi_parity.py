@@ -1,7 +1,7 @@
 """PEAKVI's terms of the bound against the reference implementation, on copied weights and noise.
 
-The golden numbers are written by benchmarks/parity/make_golden_peakvi.py, which runs scvi-tools 1.4.2. Its loss
-divides the KL by the minibatch's size, so that the terms are compared, not the loss.
+The golden numbers are written by benchmarks/parity/make_golden_peakvi.py, which runs scvi-tools 1.4.2. Its
+loss divides the KL by the minibatch's size, so that the terms are compared, not the loss.
 """
 
 from __future__ import annotations

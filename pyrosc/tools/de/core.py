@@ -87,7 +87,7 @@ def differential_expression(
         ``"change"``: a rise, or a fall, by δ or more; ``"vanilla"``: LFC above, or below, 0.
     effect
         ``"lfc"``, or ``"difference"``: m₁ − m₂ in place of the LFC, for means that are probabilities. Columns
-        of the table then begin with ``difference_``. Default: the attribute ``effect`` of the model.
+        of the table then begin with ``difference_``. Default: the attribute ``effect_scale`` of the model.
     delta
         δ of mode "change"; default .25 log2-fold, of a difference .05. None: the width of the central 68 % of
         the genes' estimates, at least .1, of a difference .02.
@@ -188,9 +188,9 @@ def differential_expression(
     (2, 60)
     """
     one_of("mode", mode, ("change", "vanilla"))
-    effect = model.effect if effect is None else effect
-    one_of("effect", effect, eff.SCALES)
-    scale = eff.SCALES[effect]
+    on = model.effect_scale if effect is None else effect
+    one_of("effect", on, eff.SCALES)
+    scale = eff.SCALES[on]
     if delta == "default":
         delta = scale.delta
     elif mode == "vanilla":
@@ -257,7 +257,7 @@ def differential_expression(
         "groupby": groupby,
         "within": within,
         "mode": mode,
-        "effect": effect,
+        "effect": scale.name,
         "fdr": None if pairs else fdr,
         "comparisons": notes,
         "donor_key": donor_key,
@@ -319,7 +319,9 @@ def _check_numbers(
     max_cells: int | None,
 ) -> None:
     if delta is not None and not delta > 0:
-        raise ValueError(f"delta is a log2-fold change, or a difference, above 0; not {delta} (mode='vanilla' has none)")
+        raise ValueError(
+            f"delta is a log2-fold change, or a difference, above 0; not {delta} (mode='vanilla' has none)"
+        )
     for name, value in {"fdr": fdr, "credible_interval": level}.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} is in (0, 1); not {value}")
