@@ -5,7 +5,8 @@ Runs in the peer's own environment (scvi-tools 1.4.2, scib-metrics), never in py
     python benchmarks/peer_peakvi.py --out SCRATCH_FOLDER
 
 4,000 cells of hemato_atac with the peaks open in 20 of them or more; the sample is the batch. The clock runs
-over ``train()`` alone. The latent space goes to ``--out``, the figures to ``benchmarks/results/peer_peakvi.json``.
+over ``train()`` alone. The latent space goes to ``--out``, the figures to
+``benchmarks/results/peer_peakvi.json``.
 """
 
 from __future__ import annotations

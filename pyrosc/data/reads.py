@@ -78,7 +78,8 @@ def are_reads(source: Any, keys: Mapping[str, Any], where: str) -> bool:
     if not share > 0.5:
         return False
     warn(
-        f"{share:.0%} of the values in {where} are even, as of reads (insertions), two of which make a fragment; "
-        "ceil(x/2) fragments are taken. Say counts='reads' if that is right, counts='fragments' if not"
+        f"{share:.0%} of the values in {where} are even, as of reads (insertions), two of which make "
+        "a fragment; ceil(x/2) fragments are taken. Say counts='reads' if that is right, counts='fragments' "
+        "if not"
     )
     return True

@@ -74,8 +74,8 @@ class Field:
         For a categorical: whether other data may have categories that the model was not made with. Their code
         is the number of known ones, as if all were one more.
     unit
-        For counts: ``"fragments"`` where reads (insertions, two per fragment) are to become fragments; the user
-        says which the data are by ``counts=``. None: taken as they are.
+        For counts: ``"fragments"`` where reads (insertions, two per fragment) are to become fragments; the
+        user says which the data are by ``counts=``. None: taken as they are.
     """
 
     kind: Kind

@@ -1,7 +1,7 @@
 """The scaled Bernoulli kernel as one compiled pass over memory, in single precision on CPU.
 
-As `_nb_compiled`, whose formulas for exponentials and logarithms it takes: branch-free over a tile, then the few
-entries in which 1 - p is small, one by one in double precision.
+As `_nb_compiled`, whose formulas for exponentials and logarithms it takes: branch-free over a tile, then the
+few entries in which 1 - p is small, one by one in double precision.
 """
 
 # Types are inferred when the functions are compiled.

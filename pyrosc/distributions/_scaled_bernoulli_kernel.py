@@ -1,8 +1,8 @@
 """Log-probability of successes with probability ``exp(log_scale) sigmoid(logits)``, and its gradient.
 
-With q = sigmoid(logits), s the scale and p = s q, zeros have log(1 - p), with slopes -p (1 - q)/(1 - p) in the
-logits and -p/(1 - p) in log s; successes have log s + log q, with slopes 1 - q and 1. Successes are rare, so
-only zeros are worked out everywhere.
+With q = sigmoid(logits), s the scale and p = s q, zeros have log(1 - p), with slopes -p (1 - q)/(1 - p) in
+the logits and -p/(1 - p) in log s; successes have log s + log q, with slopes 1 - q and 1. Successes are rare,
+so only zeros are worked out everywhere.
 """
 
 from __future__ import annotations

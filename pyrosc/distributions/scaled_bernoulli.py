@@ -41,8 +41,8 @@ class ScaledBernoulli(CountDistribution):
 
     References
     ----------
-    Ashuach, Reidenbach, Gayoso, Yosef. PeakVI: a deep generative model for single-cell chromatin accessibility
-    analysis. Cell Reports Methods 2 (2022).
+    Ashuach, Reidenbach, Gayoso, Yosef. PeakVI: a deep generative model for single-cell chromatin
+    accessibility analysis. Cell Reports Methods 2 (2022).
 
     Examples
     --------
@@ -52,7 +52,7 @@ class ScaledBernoulli(CountDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": real, "log_scale": real}
-    support = constraints.boolean
+    support = constraints.boolean  # type: ignore[assignment]  # whole numbers too
 
     logits: Tensor
     log_scale: Tensor

@@ -27,8 +27,8 @@ _AT_ONCE = 2**22
 class Accessibility:
     """Methods of models whose `expression` site is the accessibility of regions.
 
-    Cell factors are those of a site ``cell_factor`` per cell, region factors those of ``log_region_factors()``.
-    Arguments common to all are those of `pyrosc.models.results.Results`.
+    Cell factors are those of a site ``cell_factor`` per cell, region factors those of
+    ``log_region_factors()``. Arguments common to all are those of `pyrosc.models.results.Results`.
     """
 
     def get_normalized_accessibility(
@@ -99,6 +99,7 @@ class Accessibility:
         size = max(1, min(batch_size, _AT_ONCE // self.registry.n_vars()))
         factors = self.get_region_factors().to_numpy()[positions] if normalize_regions else None
         sites = [self.expression, *(["cell_factor"] if normalize_cells else [])]
+        least = 0.0 if threshold is None else threshold
         out = np.zeros((len(rows), len(names)), np.float32) if threshold is None else None
         blocks: list[sp.csr_matrix] = []
         for first in range(0, len(rows), size):
@@ -124,14 +125,11 @@ class Accessibility:
             if out is not None:
                 out[first : first + len(part)] = total
             else:
-                total[total < threshold] = 0
+                total[total < least] = 0
                 blocks.append(sp.csr_matrix(total))
         if out is None:
-            return (
-                sp.vstack(blocks, format="csr")
-                if blocks
-                else sp.csr_matrix((0, len(names)), dtype=np.float32)
-            )
+            empty = sp.csr_matrix((0, len(names)), dtype=np.float32)
+            return sp.vstack([empty, *blocks], format="csr")
         if as_numpy:
             return out
         return pd.DataFrame(out, index=dataset.obs_names[rows], columns=names)
@@ -170,9 +168,9 @@ class Accessibility:
         pandas.DataFrame
             As of `pyrosc.differential_expression`, by region: ``is_da_fdr`` and ``proba_da`` for calls and
             probabilities; ``effect_mean``, ``effect_median``, ``effect_std``, ``effect_lower``,
-            ``effect_upper``, ``effect_unshrunken`` of group 1 less group 2; ``est_prob1``, ``est_prob2``, mean
-            accessibilities; ``emp_prob1``, ``emp_prob2``, shares of cells in which the region was seen, and
-            ``emp_effect``, their difference.
+            ``effect_upper``, ``effect_unshrunken`` of group 1 less group 2; ``est_prob1``, ``est_prob2``,
+            mean accessibilities; ``emp_prob1``, ``emp_prob2``, shares of cells in which the region was seen,
+            and ``emp_effect``, their difference.
         """
         table = differential_expression(self, adata, indices, **options)
         scale = table.attrs["differential_expression"]["effect"]
@@ -183,9 +181,9 @@ class Accessibility:
             "scale2": "est_prob2",
             "non_zeros_proportion1": "emp_prob1",
             "non_zeros_proportion2": "emp_prob2",
-        } | {c: c.replace(f"{scale}_", "effect_") for c in table if c.startswith(f"{scale}_")}
+        } | {c: str(c).replace(f"{scale}_", "effect_") for c in table if str(c).startswith(f"{scale}_")}
         table = table.rename(columns=columns).rename_axis("region")
-        at = table.columns.get_loc("emp_prob2") + 1
+        at = list(table).index("emp_prob2") + 1
         table.insert(at, "emp_effect", table["emp_prob1"] - table["emp_prob2"])
         if scale == "difference":  # observed over expected counts may lift a probability above 1 a little
             table[["est_prob1", "est_prob2"]] = table[["est_prob1", "est_prob2"]].clip(upper=1)

@@ -1,4 +1,4 @@
-"""PeakVI: a variational autoencoder of chromatin accessibility (Ashuach et al. 2022), with three likelihoods."""
+"""PeakVI: a variational autoencoder of chromatin accessibility (Ashuach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder
 from pyrosc.nn.layers import Norm
 from pyrosc.train.plan import Plan
 
-#: Product of cell and region factors at the start: what is open in all cells of a kind is seen in this share of
-#: them, at least, and more where regions are seen more often than in 1/1.5 of that.
+#: Least product of cell and region factors at the start: what is open in all cells of a kind is seen in this
+#: share of them. It is higher where regions are seen as often: so much more than the most frequent ones are.
 _REACH, _ROOM, _MOST = 0.25, 1.5, 0.9
 #: Precision of the Normal prior of the networks' weights, for all cells together.
 _PRECISION = 15.0
@@ -42,8 +42,8 @@ class PEAKVI(Accessibility, Model):
     Parameters
     ----------
     registry
-        Made by `from_anndata`, which reads fragments. Reads (insertions) are recognised by their even values and
-        taken two for one; ``counts="reads"`` or ``counts="fragments"`` says what the data are.
+        Made by `from_anndata`, which reads fragments. Reads (insertions) are recognised by their even values
+        and taken two for one; ``counts="reads"`` or ``counts="fragments"`` says what the data are.
     likelihood
         ``"bernoulli"``: whether there is a fragment, 1[x > 0] ~ Bernoulli(p d r). ``"beta_binomial"``:
         min(x, T) of T = 2 `copies` ends, with mean p d r and a concentration per region. ``"poisson"``:
@@ -81,11 +81,12 @@ class PEAKVI(Accessibility, Model):
 
     References
     ----------
-    Ashuach, Reidenbach, Gayoso, Yosef. PeakVI: a deep generative model for single-cell chromatin accessibility
-    analysis. Cell Reports Methods 2 (2022). Martens, Fischer, Yépez, Theis, Gagneur. Modeling fragment counts
-    improves single-cell ATAC-seq analysis. Nature Methods 21 (2024).
+    Ashuach, Reidenbach, Gayoso, Yosef. PeakVI: a deep generative model for single-cell chromatin
+    accessibility analysis. Cell Reports Methods 2 (2022). Martens, Fischer, Yépez, Theis, Gagneur. Modeling
+    fragment counts improves single-cell ATAC-seq analysis. Nature Methods 21 (2024).
     """
 
+    clipped: Tensor
     elbo = PathwiseELBO(analytic_kl=True)
     vectorized = True
     expression = "p"
@@ -155,8 +156,10 @@ class PEAKVI(Accessibility, Model):
         self.factor: CellFactor | None = None
         if model_depth and likelihood != "poisson":
             self.factor = CellFactor(n_regions, n_hidden, n_layers_encoder, norm)
-        self.region = GeneParameter(n_regions) if region_factors else None
-        self.log_concentration = GeneParameter(n_regions) if likelihood == "beta_binomial" else None
+        self.region: GeneParameter | None = GeneParameter(n_regions) if region_factors else None
+        self.log_concentration: GeneParameter | None = None
+        if likelihood == "beta_binomial":
+            self.log_concentration = GeneParameter(n_regions)
         self.register_buffer("clipped", torch.zeros(()))
         own = {"region": self.region, "log_concentration": self.log_concentration}
         self.undecayed = tuple(name for name, module in own.items() if module is not None)
@@ -219,7 +222,7 @@ class PEAKVI(Accessibility, Model):
         """Log of r, (g,); shares that add up to one for the Poisson law."""
         if self.region is None:
             return self.head.bias.new_zeros(self.registry.n_vars())
-        values = self.region()
+        values: Tensor = self.region()
         return values.log_softmax(-1) if self.likelihood == "poisson" else logsigmoid(values)
 
     def accessibility(self, logits: Tensor, log_r: Tensor) -> Tensor:
@@ -280,12 +283,12 @@ class PEAKVI(Accessibility, Model):
                 self.factor.centre.copy_(torch.tensor([logs.mean(), max(logs.std(), 1e-3)]))
         if clipped > _MANY_CLIPPED:
             warn(
-                f"{clipped:.2%} of the values are above {self.total}, the ends of {self.total // 2} copies, and "
-                f"are taken as {self.total}: are they fragments in a peak (see counts=), and is copies= right?"
+                f"{clipped:.2%} of the values are above {self.total}, the ends of {self.total // 2} copies, "
+                f"and are taken as {self.total}: are they fragments (see counts=), and is copies= right?"
             )
 
     def _means(self, data: Dataset) -> tuple[np.ndarray, np.ndarray, float]:
-        """Sums per region and totals per cell of what is modelled, and the share of values above the total."""
+        """Sums per region, totals per cell of what is modelled, and the share of values above the total."""
         summary = data.summary("x")
         if self.likelihood == "poisson":
             return summary.gene_sums, summary.cell_sums, 0.0
@@ -303,7 +306,7 @@ class PEAKVI(Accessibility, Model):
     @property
     def clipped_share(self) -> float:
         """Share of the values above the number of ends, of the data that the model was made with."""
-        return float(self.clipped)
+        return float(torch.as_tensor(self.clipped))
 
 
 def _logit(p: np.ndarray | float) -> Any:

@@ -61,8 +61,8 @@ def peakvi(
     Returns
     -------
     Simulated
-        ``layers["true_p"]`` holds accessibility, ``obs["true_cell_factor"]`` and ``var["true_region_factor"]``
-        the factors, ``obsm["true_z"]`` the latent space.
+        ``layers["true_p"]`` holds accessibility, ``obs["true_cell_factor"]`` and
+        ``var["true_region_factor"]`` the factors, ``obsm["true_z"]`` the latent space.
     """
     import anndata as ad
 
@@ -83,12 +83,12 @@ def peakvi(
         var=pd.DataFrame(index=[f"region{i}" for i in range(n_regions)]),
     )
     defaults: dict[str, Any] = {"n_hidden": 32, "n_latent": n_latent, "norm": "none", "dropout_rate": 0.0}
-    keys = {"batch_key": "batch"} if n_batches > 1 else {}
+    keys: dict[str, Any] = {"batch_key": "batch"} if n_batches > 1 else {}
     made = PEAKVI.from_anndata(design, counts="fragments", seed=seed, **keys, **(defaults | options))
-    d = rng.beta(20 * depth, 20 * (1 - depth), n_cells) if made.factor is not None else np.ones(n_cells)
+    d: Any = rng.beta(20 * depth, 20 * (1 - depth), n_cells) if made.factor is not None else np.ones(n_cells)
     with torch.no_grad():
         _set_decoder(made, rng, effect, signal, open_share)
-        if made.likelihood == "beta_binomial":
+        if made.log_concentration is not None:
             made.log_concentration.values.fill_(float(np.log(concentration)))
         if made.likelihood == "poisson":
             d = rng.poisson(depth * n_regions * rng.lognormal(0, 0.3, n_cells)) + 1.0

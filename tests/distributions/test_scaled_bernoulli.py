@@ -37,7 +37,8 @@ def test_value_and_gradient_over_the_whole_range():
     s.requires_grad_()
     value = ScaledBernoulli(a, s).log_prob(x)
     value.sum().backward()
-    want = np.array([exact(int(i), float(j), float(k)) for i, j, k in zip(x, a.detach(), s.detach())])
+    cells = zip(x, a.detach(), s.detach(), strict=True)
+    want = np.array([exact(int(i), float(j), float(k)) for i, j, k in cells])
     for found, expected in zip((value.detach(), a.grad, s.grad), want.T, strict=True):
         np.testing.assert_allclose(found.double().numpy(), expected, rtol=3e-6, atol=1e-30)
 

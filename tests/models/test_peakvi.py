@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -20,7 +17,6 @@ from pyrosc.data import Batch, CategoricalCovariates, ContinuousCovariates, Frag
 from pyrosc.data.inputs import load_batch
 from pyrosc.data.reads import even_share
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 #: Simulated cells of which each shows something, of regions that each are seen.
 SEEN = {"open_share": 0.5, "depth": 0.8, "seed": 0}
 
@@ -46,7 +42,8 @@ def trained(simulated) -> PEAKVI:
     return model.fit(100, progress=False)
 
 
-# --- the likelihood ------------------------------------------------------------------------------------------
+# --- the likelihood
+# ------------------------------------------------------------------------------------------
 
 
 def log_likelihood(model: PEAKVI, z: np.ndarray, batch) -> np.ndarray:
@@ -181,7 +178,8 @@ def test_beta_binomial_becomes_binomial_without_over_dispersion():
     assert np.median(free.log_concentration().detach().exp().numpy()) > 10
 
 
-# --- what it recovers ----------------------------------------------------------------------------------------
+# --- what it recovers
+# ----------------------------------------------------------------------------------------
 
 
 def test_simulated_accessibility_is_recovered(simulated, trained):
@@ -212,7 +210,8 @@ def test_expected_rates_are_those_observed(trained):
     np.testing.assert_allclose(both.mean(0), np.asarray(seen).ravel(), atol=0.03)
 
 
-# --- reads and fragments -------------------------------------------------------------------------------------
+# --- reads and fragments
+# -------------------------------------------------------------------------------------
 
 
 def test_reads_are_recognised_and_become_fragments():
@@ -266,7 +265,8 @@ def test_clipped_values_are_reported():
     assert made(adata).clipped_share == 0
 
 
-# --- results -------------------------------------------------------------------------------------------------
+# --- results
+# -------------------------------------------------------------------------------------------------
 
 
 def test_normalised_accessibility_in_all_its_forms(trained):

@@ -97,7 +97,7 @@ def differential_expression(
         ``"change"``: a rise, or a fall, by δ or more; ``"vanilla"``: LFC above, or below, 0.
     effect
         ``"lfc"``, or ``"difference"``: m₁ − m₂ in place of the LFC, for means that are probabilities. Columns
-        of the table then begin with ``difference_``. Default: the attribute ``effect`` of the model.
+        of the table then begin with ``difference_``. Default: the attribute ``effect_scale`` of the model.
     delta
         δ of mode "change"; default .25 log2-fold, of a difference .05. None: the width of the central 68 % of
         the genes' estimates, at least .1, of a difference .02.
