@@ -427,6 +427,80 @@ def _doublets(figures: dict[str, Any]) -> list[str]:
     return [*(number(figures[key], 3) for key in keys), number(figures["seconds"])]
 
 
+def proteins() -> str:
+    """Proteins of CITE-seq cells that were hidden, imputed."""
+    peer, ours, full = (
+        read(f"{n}totalvi_imputation{m}") for n, m in (("peer_", ""), ("", ""), ("", "_full"))
+    )
+    if ours is None:
+        return PENDING
+    runs = {"pyrosc": list(ours["seeds"].values())}
+    if peer is not None:
+        runs = {"scvi-tools 1.4.2": [peer], **runs}
+    if full is not None:
+        runs["pyrosc, with all 10,849 cells"] = list(full["seeds"].values())
+    rows = []
+    for name, fits in runs.items():
+
+        def mean(*keys: str, fits: list[dict[str, Any]] = fits) -> float:
+            return statistics.fmean([_deep(f, keys) for f in fits])
+
+        rows.append(
+            [
+                f"{name} ({len(fits)} seed{'s' if len(fits) > 1 else ''})",
+                number(mean("spearman_mean"), 3),
+                number(mean("rmse_log1p_mean"), 2),
+                number(mean("sd_log1p_mean"), 3),
+                number(mean("heldout", "elbo")),
+                number(mean("seconds"), 0),
+                number(mean("cpu_seconds"), 0),
+            ]
+        )
+    header = ["", "Spearman", "RMSE of log1p", "its standard deviation", "held-out ELBO", "seconds"]
+    return table([*header, "processor seconds"], rows)
+
+
+def _deep(record: dict[str, Any], keys: tuple[str, ...]) -> float:
+    found: Any = record
+    for key in keys:
+        found = found[key]
+    return float(found)
+
+
+def protein_surgery() -> str:
+    """CITE-seq cells mapped to a reference with other proteins."""
+    ours = read("totalvi_surgery")
+    if ours is None:
+        return PENDING
+    names = {
+        "query_10k": "pbmc5k (31 proteins) ← pbmc10k (14)",
+        "query_5k": "pbmc10k (14 proteins) ← pbmc5k (31)",
+    }
+    rows = []
+    for case, name in names.items():
+        fits = [record["cases"][case] for record in ours["seeds"].values()]
+        values = {
+            k: statistics.fmean([f[k] for f in fits]) for k in fits[0] if k.startswith(("sec", "acc", "mac"))
+        }
+        rows.append(
+            [
+                name,
+                number(values["accuracy"], 3),
+                number(values["macro_f1"], 3),
+                *(number(values[f"seconds_{k}"]) for k in ("reference", "query", "anew")),
+            ]
+        )
+    header = [
+        "reference ← query",
+        "accuracy",
+        "macro F1",
+        "seconds, reference",
+        "query",
+        "training anew on all",
+    ]
+    return table(header, rows)
+
+
 def render(name: str) -> str:
     """A table by its name."""
     if name in SETS:
@@ -443,7 +517,7 @@ def render(name: str) -> str:
         linear_decoder,
         coverage,
     )
-    makers += (covariates, surgery, criticism)
+    makers += (covariates, surgery, criticism, proteins, protein_surgery)
     makers += (differential_expression, donors, interferon, differential_expression_cost)
     return {maker.__name__: maker for maker in makers}[name]()
 
