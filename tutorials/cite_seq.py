@@ -272,8 +272,8 @@ figure.colorbar(image, ax=ax, label="Spearman's correlation")
 plt.show()
 
 # %% [markdown]
-# On the diagonal a gene meets its own protein. Next to correlations of counts as they are, these are not larger throughout:
-# counts share background and depth of both experiments, which are taken out here.
+# On the diagonal a gene meets its own protein. Correlations of the counts as they are can be smaller or larger: these
+# hold the noise of counting, and also what depth, background and the two experiments have in common.
 
 # %%
 pd.DataFrame(
