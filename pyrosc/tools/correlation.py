@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,7 +53,8 @@ def feature_correlation(
         Other cells, and which of them; as in `pyrosc.Model.posterior`. Correlations within a type of cells,
         and over all, are different things.
     features
-        Genes and proteins wanted, in this order; default all. Memory is cells × features.
+        Genes and proteins wanted, in this order; default all. Memory is cells × features. A name that several
+        fields have is followed by that of the field: ``"CD14 (x)"`` the gene, ``"CD14 (y)"`` the protein.
     method
         ``"spearman"``, or ``"pearson"`` of log1p.
     transform_batch
@@ -80,15 +82,17 @@ def feature_correlation(
     sites = dict(model.features) or {model.expression: _counts_field(model)}
     for site in sites:
         need_site(model, site, "correlations of features", "expression")
-    names = [n for field in sites.values() for n in model.registry.var_names(field)]
+    names = _names(model, list(sites.values()))
     if features is None:
         chosen = np.arange(len(names))
     elif isinstance(features, str):
         raise TypeError(f"features takes a list; write ['{features}']")
     else:
-        if absent := [f for f in features if f not in names]:
-            raise KeyError(f"the model has no features {listed(absent)}")
-        position = {n: i for i, n in reversed(list(enumerate(names)))}
+        position = {n: i for i, n in enumerate(names)}
+        if absent := [f for f in features if f not in position]:
+            shared = [n for f in absent for n in names if n.startswith(f"{f} (")]
+            hint = f"; several fields have some of these names: write {listed(shared)}" if shared else ""
+            raise KeyError(f"the model has no features {listed(absent)}{hint}")
         chosen = np.array([position[f] for f in features], dtype=np.int64)
     dataset = model.dataset(adata)
     rows = as_rows(indices, dataset)
@@ -108,6 +112,17 @@ def feature_correlation(
         total += _correlation(values, method)
     names = [names[i] for i in chosen]
     return pd.DataFrame(total / n_samples, index=names, columns=names)
+
+
+def _names(model: Model, fields: Sequence[str]) -> list[str]:
+    """Features of the fields, one after the other; where some share a name, followed by their field."""
+    each = [list(model.registry.var_names(field)) for field in fields]
+    times = Counter(name for names in each for name in set(names))
+    return [
+        f"{name} ({field})" if times[name] > 1 else name
+        for field, names in zip(fields, each, strict=True)
+        for name in names
+    ]
 
 
 def _counts_field(model: Model) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,8 @@ def normalized_protein(
 ) -> pd.DataFrame | np.ndarray:
     """Proteins without noise, by default without background: mean foreground times its probability.
 
-    The efficiency of a batch's staining is left out, so that batches compare.
+    The efficiency of a batch's staining is left out; what the decoder knows of the batch is not, so that to
+    compare batches all cells are decoded under one (`transform_batch`).
 
     Parameters
     ----------
@@ -96,7 +97,8 @@ def normalized_protein(
     chosen = _positions(names, protein_list)
     dataset = model.dataset(adata)
     rows = as_rows(indices, dataset)
-    lead = () if return_mean else (n_samples,)
+    # shares are of whole cells, imputed proteins included: taken per draw, once all are there
+    lead = (n_samples,) if (scale_protein and n_samples) or not return_mean else ()
 
     def value(found: dict[str, tuple[Tensor, bool]]) -> Tensor:
         foreground, log_b, p = (found[s][0] for s in (_FOREGROUND, _BACKGROUND, _PROBABILITY))
@@ -105,8 +107,6 @@ def normalized_protein(
         out = foreground * p
         if include_protein_background:
             out = out + (1 - p) * log_b.exp()
-        if scale_protein:
-            out = out / out.sum(-1, keepdim=True).clamp(min=1e-12)
         return out
 
     def decoded(which: np.ndarray, world: Mapping[str, Any]) -> np.ndarray:
@@ -122,21 +122,14 @@ def normalized_protein(
         )
         for at, found in values:
             here = value(found)
-            here = here.mean(0) if n_samples and return_mean else here
+            here = here.mean(0) if n_samples and not lead else here
             out[..., at, :] = here.cpu().numpy()
         return out
 
-    base = dict(do or {})
-    if transform_batch is not None:
-        batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
-        out = sum(decoded(rows, {**base, "batch": b}) for b in batches) / len(batches)
-    else:
-        out = decoded(rows, base)
-        if "batch" not in base:
-            out = _imputed(
-                model, field, dataset, rows, out, lambda which, b: decoded(which, {**base, "batch": b})
-            )
-    out = np.asarray(out)[..., chosen]
+    out = _of_batches(model, field, dataset, rows, transform_batch, do, decoded)
+    if scale_protein:
+        out = out / np.maximum(out.sum(-1, keepdims=True), 1e-12)
+    out = (out.mean(0) if lead and return_mean else out)[..., chosen]
     if as_numpy or not return_mean:
         return out
     return pd.DataFrame(out, index=dataset.obs_names[rows], columns=[names[i] for i in chosen])
@@ -147,6 +140,7 @@ def foreground_probability(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
+    transform_batch: str | Sequence[str] | None = None,
     protein_list: Sequence[str] | None = None,
     n_samples: int = 0,
     do: Mapping[str, Any] | None = None,
@@ -158,25 +152,36 @@ def foreground_probability(
     Parameters
     ----------
     model
-        A model with the site ``foreground_probability``.
-    adata, indices, protein_list, n_samples, do, batch_size, seed
-        As of `normalized_protein`.
+        A model with the sites of `normalized_protein`.
+    adata, indices, transform_batch, protein_list, n_samples, do, batch_size, seed
+        As of `normalized_protein`; proteins that a cell's batch was not stained for are imputed likewise.
+
+    Returns
+    -------
+    pandas.DataFrame
+        (n, p) cells by proteins, float32.
     """
-    need_site(model, _PROBABILITY, "foreground probabilities", None)
-    _, names = protein_field(model)
+    field, names = protein_field(model)
     chosen = _positions(names, protein_list)
-    found = model.posterior(
-        _PROBABILITY,
-        adata=adata,
-        indices=indices,
-        n_samples=n_samples,
-        do=do,
-        batch_size=batch_size,
-        seed=seed,
-    )[_PROBABILITY]
     dataset = model.dataset(adata)
-    index = dataset.obs_names[as_rows(indices, dataset)]
-    return pd.DataFrame(found[:, chosen], index=index, columns=[names[i] for i in chosen])
+    rows = as_rows(indices, dataset)
+
+    def decoded(which: np.ndarray, world: Mapping[str, Any]) -> np.ndarray:
+        out = np.zeros((len(which), len(names)), np.float32)
+        values = stream(
+            model,
+            [_PROBABILITY],
+            model.batches(dataset, which, batch_size),
+            n_samples=n_samples,
+            do=encode_do(model.registry, world, len(which)),
+            seed=seed,
+        )
+        for at, found in values:
+            out[at] = found[_PROBABILITY][0].cpu().numpy()
+        return out
+
+    out = _of_batches(model, field, dataset, rows, transform_batch, do, decoded)[:, chosen]
+    return pd.DataFrame(out, index=dataset.obs_names[rows], columns=[names[i] for i in chosen])
 
 
 def protein_field(model: Model) -> tuple[str, list[str]]:
@@ -195,6 +200,26 @@ def _positions(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
     if absent := [w for w in wanted if w not in names]:
         raise KeyError(f"the model has no proteins {listed(absent)}; it has {listed(names, 20)}")
     return [list(names).index(w) for w in wanted]
+
+
+def _of_batches(
+    model: Model,
+    field: str,
+    dataset: Dataset,
+    rows: np.ndarray,
+    transform_batch: str | Sequence[str] | None,
+    do: Mapping[str, Any] | None,
+    decoded: Callable[[np.ndarray, Mapping[str, Any]], np.ndarray],
+) -> np.ndarray:
+    """What `decoded` gives as if of some batches, or of each cell's own with the rest imputed."""
+    base = dict(do or {})
+    if transform_batch is not None:
+        batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+        return np.asarray(sum(decoded(rows, {**base, "batch": b}) for b in batches) / len(batches))
+    out = decoded(rows, base)
+    if "batch" in base:
+        return out
+    return _imputed(model, field, dataset, rows, out, lambda which, b: decoded(which, {**base, "batch": b}))
 
 
 def _imputed(

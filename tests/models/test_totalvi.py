@@ -237,6 +237,18 @@ def test_proteins_that_a_batch_lacks_are_imputed(trained):
     counts = sim.adata.obsm["true_y"]
     with_background = model.get_normalized_protein(include_protein_background=True, as_numpy=True)
     assert np.mean([rank(with_background[lacking, t], counts[lacking, t]) for t in range(8, 12)]) > 0.3
+    p = model.get_protein_foreground_probability()
+    p_other = model.get_protein_foreground_probability(transform_batch="batch0")
+    np.testing.assert_allclose(p.to_numpy()[lacking, 8:], p_other.to_numpy()[lacking, 8:], rtol=1e-5)
+    p_own = model.posterior("foreground_probability")["foreground_probability"]
+    np.testing.assert_array_equal(p.to_numpy()[:, :8], p_own[:, :8])
+    assert not np.allclose(p.to_numpy()[lacking, 8:], p_own[lacking, 8:], rtol=1e-3)
+    p_truth = sim.adata.obsm["true_foreground_probability"]
+    assert np.mean([rank(p.to_numpy()[lacking, t], p_truth[lacking, t]) for t in range(8, 12)]) > 0.4
+    shares = model.get_normalized_protein(scale_protein=True, as_numpy=True)
+    np.testing.assert_allclose(shares, found / found.sum(1, keepdims=True), rtol=1e-5)
+    drawn = model.get_normalized_protein(indices=[0, 1500 - 1], n_samples=3, scale_protein=True)
+    np.testing.assert_allclose(drawn.sum(axis=1), 1.0, rtol=1e-5)
 
 
 def test_what_if_the_cell_were_of_the_other_batch_decodes_its_background_anew(trained):
@@ -378,6 +390,19 @@ def test_correlations_of_genes_and_proteins(trained):
     for error, options in refused:
         with pytest.raises(error):
             feature_correlation(model, **options)
+
+
+def test_a_gene_and_a_protein_of_one_name_are_told_apart(cells):
+    alike = cells.copy()
+    alike.var_names = ["protein2", *alike.var_names[1:]]
+    model = made(alike)
+    found = feature_correlation(model, n_samples=1)
+    assert found.index.is_unique
+    assert next(iter(found.index)) == "protein2 (x)"
+    asked = feature_correlation(model, features=["protein2 (y)", "gene3", "protein2 (x)"], n_samples=1)
+    assert np.abs(asked.to_numpy() - found.loc[asked.index, asked.index].to_numpy()).max() < 1e-6
+    with pytest.raises(KeyError, match=r"write 'protein2 \(x\)', 'protein2 \(y\)'"):
+        feature_correlation(model, features=["protein2"])
 
 
 def test_spread_of_alike_cells_is_that_of_the_gamma_law():
