@@ -48,7 +48,7 @@ VARIANTS = {
         {},
         {"likelihood": "poisson", "latent_distribution": "ln", "encoder_input": "log"},
         {"likelihood": "beta_binomial", "copies": 50, "encode_covariates": True},
-        {"model_depth": False, "region_factors": False, "norm": "batch", "deeply_inject_covariates": False},
+        {"model_depth": False, "norm": "batch", "deeply_inject_covariates": False, "n_hidden": 16},
     ],
     "SpatialStereoscope": [{}, {"proportions": "amortized"}, {"proportions": "posterior"}],
     "AUTOZI": [

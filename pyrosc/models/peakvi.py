@@ -150,7 +150,7 @@ class PEAKVI(Accessibility, Model):
             dropout_rate,
             activation=leaky,
         )
-        self.thin = nn.Dropout(input_dropout_rate)
+        self.thin = Thin(input_dropout_rate)
         self.decoder = MLP(n_latent, n_hidden, n_layers_decoder, self.spec, inject, norm, activation=leaky)
         self.head = nn.Linear(n_hidden, n_regions)
         self.factor: CellFactor | None = None
@@ -184,10 +184,12 @@ class PEAKVI(Accessibility, Model):
             else:
                 z = pyro.sample("z", prior)
             logits = self.head(self.decoder(z, covariates))
-            log_d, log_r = self._log_cell_factor(x), self.log_region_factors()
+            features = self._features(x)
+            log_d, log_r = self._log_cell_factor(x, features), self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
             pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
-            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r)
+            seen = features if self.binary_input else None
+            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r, seen)
             pyro.sample("x", law.to_event(1), obs=value)
 
     def guide(
@@ -210,13 +212,13 @@ class PEAKVI(Accessibility, Model):
         """What the networks see of the data, (n, g)."""
         return x.clamp(max=1) if self.binary_input else x.log1p()  # of whole numbers
 
-    def _log_cell_factor(self, x: Tensor) -> Tensor:
+    def _log_cell_factor(self, x: Tensor, features: Tensor) -> Tensor:
         """Log of d, (n,); of the fragments of the cell for the Poisson law."""
         if self.likelihood == "poisson":
             return x.sum(-1).log()
         if self.factor is None:
             return x.new_zeros(len(x))
-        return logsigmoid(self.factor(self._features(x)))
+        return logsigmoid(self.factor(features))
 
     def log_region_factors(self) -> Tensor:
         """Log of r, (g,); shares that add up to one for the Poisson law."""
@@ -238,10 +240,12 @@ class PEAKVI(Accessibility, Model):
             log_rate = log_rate.masked_fill(~measured, -torch.inf)
         return log_rate.logsumexp(-1, keepdim=True)
 
-    def law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
-        """What is observed of the fragments, and its law region by region."""
+    def law(
+        self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """What is observed of the fragments, and its law region by region; `seen` is 1[x > 0], if known."""
         if self.likelihood == "bernoulli":
-            return x.clamp(max=1), ScaledBernoulli(logits, log_d + log_r)
+            return x.clamp(max=1) if seen is None else seen, ScaledBernoulli(logits, log_d + log_r)
         if self.likelihood == "poisson":
             log_rate = logits + log_r
             return x, Poisson(log_mean=log_rate - self._log_total(log_rate) + log_d)
@@ -313,6 +317,33 @@ def _logit(p: np.ndarray | float) -> Any:
     """Log odds of probabilities that are kept off 0 and 1."""
     p = np.clip(p, 1e-7, _MOST)
     return np.log(p) - np.log1p(-p)
+
+
+class Thin(nn.Module):
+    """Dropout of what is not zero, which costs what there is of it.
+
+    Parameters
+    ----------
+    rate
+        Share of the values left out while training, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"input_dropout_rate is a share in [0, 1), not {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., g) to (..., g), the values left in divided by 1 - `rate`."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.rate)
+        at = torch.from_numpy(np.flatnonzero(x.detach().numpy()))
+        out = x / (1 - self.rate)
+        out.view(-1).index_fill_(0, at[torch.rand(len(at)) < self.rate], 0.0)
+        return out
 
 
 class CellFactor(nn.Module):

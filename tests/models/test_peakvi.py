@@ -382,6 +382,22 @@ def test_options_that_make_no_sense():
         made(adata, likelihood="poisson", model_depth=False)
 
 
+def test_the_encoder_sees_a_part_of_a_cell_while_training():
+    from pyrosc.models.peakvi import Thin
+
+    x = (torch.rand(200, 300, generator=torch.Generator().manual_seed(0)) < 0.1).float()
+    thin = Thin(0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        out = thin.train()(x)
+    assert not out[x == 0].any()
+    assert float((out > 0).sum() / x.sum()) == pytest.approx(0.7, abs=0.02)
+    assert out.max() == pytest.approx(1 / 0.7)
+    assert thin.eval()(x) is x
+    with pytest.raises(ValueError, match="input_dropout_rate"):
+        Thin(1.0)
+
+
 def test_fields_are_those_of_the_signature():
     fields = PEAKVI.fields()
     assert fields["x"].unit == "fragments"
