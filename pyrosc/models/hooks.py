@@ -74,6 +74,10 @@ class Hooks(nn.Module):
         """Probabilities (n, k) of the `label` site as `predict` shows them; by default those of the model."""
         return probabilities
 
+    def annotated(self, site: str, values: np.ndarray, adata: Any, batch_size: int) -> np.ndarray:
+        """Values of a local site for cells of `adata`, as `annotate` writes them; by default as they are."""
+        return values
+
     def columns(self, site: str) -> Sequence[str] | None:
         """Names of the columns of a local site's values, which `annotate` writes with them; None for none."""
         return None

@@ -302,6 +302,14 @@ class TOTALVI(SCVI):
         proteins = ("protein", "foreground_probability", "foreground_mean", "log_background")
         return self.registry.var_names("y") if site in proteins else None
 
+    def annotated(self, site: str, values: np.ndarray, adata: Any, batch_size: int) -> np.ndarray:
+        """Proteins that a batch was not stained for are imputed, as by `get_normalized_protein`."""
+        if site == "protein":
+            return np.asarray(normalized_protein(self, adata, batch_size=batch_size, as_numpy=True))
+        if site == "foreground_probability":
+            return foreground_probability(self, adata, batch_size=batch_size).to_numpy()
+        return values
+
     # -- results --------------------------------------------------------------------------------------
 
     def get_normalized_protein(

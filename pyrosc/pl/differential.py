@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,8 +57,9 @@ def volcano(
     notes = de.attrs.get("differential_expression", {}).get("comparisons", {})
     chosen = []
     for ax, name in zip(found, names, strict=True):
-        delta = notes.get(name, {}).get("delta")
-        chosen.append(_panel(ax, de[de["comparison"] == name], delta, n_labels, set(genes)))
+        table = de[de["comparison"] == name]
+        delta = _note(notes, name, table).get("delta")
+        chosen.append(_panel(ax, table, delta, n_labels, set(genes)))
         ax.set_title(name, fontsize=11)
     for figure in filter(None, {ax.get_figure(root=True) for ax in found}):
         figure.draw_without_rendering()  # lays out the panels, so that it is known where names fit
@@ -72,6 +73,7 @@ def _panel(
 ) -> list[tuple[float, float, str]]:
     """Draw the genes of a comparison; returns those to name."""
     scale = scale_of(table)
+    table = table[table["proba_de"].notna()]  # without features that were measured in one group only
     x = table[f"{scale.name}_mean"].to_numpy()
     y = -np.log10(np.maximum(1 - table["proba_de"].to_numpy(), _LEAST_ERROR))
     called = table["is_de_fdr"].to_numpy(bool) if "is_de_fdr" in table else np.zeros(len(table), bool)
@@ -205,13 +207,25 @@ def _comparisons(de: pd.DataFrame, wanted: str | Sequence[str] | None) -> list[s
     return chosen
 
 
+def _note(notes: Mapping[str, Any], name: str, table: pd.DataFrame) -> Mapping[str, Any]:
+    """What is noted of a comparison, in the one modality that the table is of."""
+    if "field" not in table:
+        return notes.get(name, {})
+    if table["field"].nunique() > 1:
+        raise ValueError(
+            f"the table has features of several modalities ({', '.join(table['field'].unique())}); show "
+            f"one, for example de[de['field'] == '{table['field'].iloc[0]}']"
+        )
+    return notes.get(f"{name} ({table['field'].iloc[0]})", {})
+
+
 def _group_means(de: pd.DataFrame) -> pd.DataFrame:
     """log2 of mean expression, genes × groups; the rest is no group of its own among several."""
     notes = de.attrs.get("differential_expression", {}).get("comparisons", {})
     columns: dict[str, pd.Series] = {}
     several = de["comparison"].nunique() > 1
     for name, table in de.groupby("comparison", sort=False):
-        epsilon = notes.get(name, {}).get("pseudocount", 1e-12)
+        epsilon = _note(notes, str(name), table).get("pseudocount", 1e-12)
         place = f" in {table['within'].iloc[0]}" if "within" in table else ""
         for i in (1, 2):
             label = str(table[f"group{i}"].iloc[0])

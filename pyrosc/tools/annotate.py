@@ -98,7 +98,7 @@ def annotate(
             probabilities: Any = predict(model, adata, soft=True, batch_size=batch_size)
             written += _write_labels(adata, key, probabilities, model.positive)
             continue
-        value = found[site]
+        value = model.annotated(site, found[site], adata, batch_size)
         holder, features = _holder(model, adata, site, registry)
         if slot == "layers" or holder is not adata:
             holder.layers[key] = _in_order(value, features, holder, adata)

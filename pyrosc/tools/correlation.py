@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrosc.data.errors import listed, one_of
+from pyrosc.data.errors import listed, one_of, warn
 from pyrosc.data.inputs import apply_do, as_rows, encode_do
 from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.modes import evaluating
@@ -102,6 +102,12 @@ def feature_correlation(
     if transform_batch is not None:
         given = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
         worlds = [{"batch": b} for b in given]
+    panel = getattr(model, "panel", None)
+    if transform_batch is None and panel is not None and not (panel.all_rows() > 0.5).all():
+        warn(
+            "the batches have different proteins, and those that a batch lacks are decoded here as if it "
+            "had them: name batches that have the proteins asked for, transform_batch="
+        )
     total = np.zeros((len(chosen), len(chosen)))
     for draw in range(n_samples):
         values = np.zeros((len(rows), len(chosen)), np.float32)

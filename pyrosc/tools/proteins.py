@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrosc.data.errors import DataError, listed
+from pyrosc.data.errors import listed, warn
 from pyrosc.data.inputs import as_rows, encode_do
 from pyrosc.infer.posterior import stream
 from pyrosc.infer.structure import need_site
@@ -128,7 +128,7 @@ def normalized_protein(
 
     out = _of_batches(model, field, dataset, rows, transform_batch, do, decoded)
     if scale_protein:
-        out = out / np.maximum(out.sum(-1, keepdims=True), 1e-12)
+        out = out / np.maximum(np.nansum(out, -1, keepdims=True), 1e-12)
     out = (out.mean(0) if lead and return_mean else out)[..., chosen]
     if as_numpy or not return_mean:
         return out
@@ -242,7 +242,9 @@ def _imputed(
     if never := [
         model.registry.var_names(field)[i] for i in np.flatnonzero(~measured.any(0) & lacking.any(0))
     ]:
-        raise DataError(f"no batch of the model was stained for {listed(never)}; leave them out")
+        warn(
+            f"no batch of the model was stained for {listed(never)}, of which nothing is known: they are NaN"
+        )
     # of a model that surgery made, the reference's batches say what a cell would have, as they did before
     n_first = len(names) if model.surgery is None else model.surgery.fixed.get("panel", len(names))
     use_first = measured[:n_first].any(0)
@@ -254,5 +256,6 @@ def _imputed(
             total += np.where(use, decoded(rows[which], name), 0)
             count += use
     mine = lacking[which]
-    own[..., which, :] = np.where(mine, total / np.maximum(count, 1), own[..., which, :])
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    own[..., which, :] = np.where(mine, mean, own[..., which, :])
     return own

@@ -358,10 +358,28 @@ def test_groups_are_compared_over_both_modalities(trained):
     assert set(pairs["field"]) == {"x", "y"}
 
 
+def test_proteins_that_a_group_was_not_measured_for_are_not_compared(trained):
+    model, _ = trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        table = pyrosc.differential_expression(model, groupby="batch", n_samples=3)
+    lacking = [f"protein{t}" for t in range(8, 12)]
+    blank = table[table.index.isin(lacking)]
+    assert blank[["lfc_mean", "proba_de", "scale1"]].isna().all(axis=None)
+    assert not blank["is_de_fdr"].any()
+    assert not blank["is_expressed"].any()
+    assert (blank[["n_cells1", "n_cells2"]].min(axis=1) == 0).all()
+    assert table[~table.index.isin(lacking)]["lfc_mean"].notna().all()
+    with pytest.raises(ValueError, match="several modalities"):
+        pyrosc.pl.heatmap(table)
+    pyrosc.pl.volcano(table[table["field"] == "y"])
+
+
 def test_correlations_of_genes_and_proteins(trained):
     model, sim = trained
     kept = (model.home().obs["batch"] == "batch0").to_numpy()
-    found = model.get_feature_correlation_matrix(indices=kept, n_samples=4)
+    with pytest.warns(DataWarning, match="transform_batch="):
+        found = model.get_feature_correlation_matrix(indices=kept, n_samples=4)
     assert found.shape == (72, 72)
     np.testing.assert_allclose(np.diag(found), 1.0)
     np.testing.assert_allclose(found, found.T)
@@ -396,10 +414,11 @@ def test_a_gene_and_a_protein_of_one_name_are_told_apart(cells):
     alike = cells.copy()
     alike.var_names = ["protein2", *alike.var_names[1:]]
     model = made(alike)
-    found = feature_correlation(model, n_samples=1)
+    both = {"n_samples": 1, "transform_batch": "batch0"}
+    found = feature_correlation(model, **both)
     assert found.index.is_unique
     assert next(iter(found.index)) == "protein2 (x)"
-    asked = feature_correlation(model, features=["protein2 (y)", "gene3", "protein2 (x)"], n_samples=1)
+    asked = feature_correlation(model, features=["protein2 (y)", "gene3", "protein2 (x)"], **both)
     assert np.abs(asked.to_numpy() - found.loc[asked.index, asked.index].to_numpy()).max() < 1e-6
     with pytest.raises(KeyError, match=r"write 'protein2 \(x\)', 'protein2 \(y\)'"):
         feature_correlation(model, features=["protein2"])
@@ -427,6 +446,7 @@ def test_annotate_and_save(trained, tmp_path):
     names = list(model.registry.var_names("y"))
     assert list(adata.obsm["totalvi_protein"].columns) == names
     assert list(adata.obsm["totalvi_foreground_probability"].columns) == names
+    pd.testing.assert_frame_equal(adata.obsm["totalvi_protein"], model.get_normalized_protein())
     adata.write_h5ad(tmp_path / "a.h5ad")
     again = ad.read_h5ad(tmp_path / "a.h5ad")
     pd.testing.assert_frame_equal(again.obsm["totalvi_protein"], adata.obsm["totalvi_protein"])
@@ -560,8 +580,8 @@ def test_a_mudata_gives_the_same_and_gets_its_results(cells):
     assert data.obsm["X_totalVI"].shape == (60, 3)
     assert data["rna"].layers["totalvi_normalized"].shape == (60, 12)
     layer = data["prot"].layers["totalvi_protein"]
-    expected = alone.posterior("protein")["protein"][measured.to_numpy()]
-    np.testing.assert_allclose(layer, expected, rtol=1e-6)
+    expected = alone.get_normalized_protein(as_numpy=True)[measured.to_numpy()]
+    np.testing.assert_allclose(layer, expected, rtol=1e-5)
     assert "mod/prot/layers/totalvi_protein" in data.uns["pyrosc"]["TOTALVI"]["written"]
     prot.layers["adt"], prot.X = prot.X.copy(), np.zeros_like(prot.X)
     with warnings.catch_warnings():

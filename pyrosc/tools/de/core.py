@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from pyrosc.tools.de.question import (
     what_ifs,
 )
 from pyrosc.tools.de.sides import CellMeans, DonorMeans
-from pyrosc.tools.de.table import expressed, raw_statistics, rows_of
+from pyrosc.tools.de.table import comparable, expressed, raw_statistics, rows_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -146,10 +146,10 @@ def differential_expression(
     Returns
     -------
     pandas.DataFrame
-        Index: genes (and ``field``, where the model has several modalities); a block of rows per comparison,
-        called genes first, then by the end of the LFC's interval nearer to zero. Columns ``comparison``,
-        ``group1``, ``group2`` (and ``within``); ``is_de_fdr``, whether called; ``proba_de``, the larger of
-        ``proba_larger`` = P(LFC ≥ δ) and ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its log odds
+        Index: genes, or features of several modalities that the column ``field`` tells apart; a block of rows
+        per comparison, called genes first, then by the end of the LFC's interval nearer to zero. Columns
+        ``comparison``, ``group1``, ``group2`` (and ``within``); ``is_de_fdr``, whether called; ``proba_de``,
+        the larger of ``proba_larger`` = P(LFC ≥ δ) and ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its log odds
         (natural logarithm); ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_lower``, ``lfc_upper`` of the
         posterior, ``lfc_unshrunken``, the median of the draws; ``scale1``, ``scale2``, mean expression;
         ``raw_mean1``, ``raw_mean2``, mean counts per cell; ``non_zeros_proportion1``,
@@ -325,7 +325,10 @@ def _compare(
         means = CellMeans(model, dataset, groups, plan, o.max_cells)
     try:
         tables, notes = [], {}
-        gates = {c.name: expressed(raw, c, o.min_fraction, o.min_cells) for c in groups.comparisons}
+        known = {c.name: comparable(raw, c) for c in groups.comparisons}
+        gates = {
+            c.name: expressed(raw, c, o.min_fraction, o.min_cells) & known[c.name] for c in groups.comparisons
+        }
         estimates = _Estimates(means, groups.comparisons, raw.sums.sum(0) > 0, o.scale)
         for c in groups.comparisons:
             gate = gates[c.name]
@@ -345,11 +348,20 @@ def _compare(
             calls = None if o.pairs else eff.called(p, gate, o.fdr)
             names = list(model.registry.var_names(modality.field))
             scales = means.scales(c)
-            tables.append(rows_of(names, c, found, p, estimate, scales, raw, gate, calls, o.scale))
+            found, p, estimate, one, two = _where(known[c.name], found, p, estimate, *scales)
+            tables.append(rows_of(names, c, found, p, estimate, (one, two), raw, gate, calls, o.scale))
             notes[c.name] = {"delta": threshold, "pseudocount": estimates.epsilon[c.name]}
     finally:
         means.close()
     return tables, notes, means.n_sampled
+
+
+def _where(known: np.ndarray, found: eff.Effects, *values: np.ndarray) -> tuple[Any, ...]:
+    """The same with NaN for features that one of the groups says nothing of."""
+    if known.all():
+        return found, *values
+    of_effects = (np.where(known, getattr(found, f.name), np.nan) for f in fields(eff.Effects))
+    return eff.Effects(*of_effects), *(np.where(known, v, np.nan) for v in values)
 
 
 class _Estimates:

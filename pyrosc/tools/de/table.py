@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrosc.tools.de.effects import SCALES, Effects, Scale
+from pyrosc.tools.de.groups import FEWEST
 
 if TYPE_CHECKING:
     from pyrosc.data import Dataset
@@ -92,6 +93,14 @@ def expressed(raw: RawStatistics, c: Comparison, min_fraction: float, min_cells:
     for side in (c.first, c.second):
         _, share, n = raw.of(side)
         found |= (share >= min_fraction) & (np.rint(share * n) >= max(min_cells, 1))
+    return found
+
+
+def comparable(raw: RawStatistics, c: Comparison) -> np.ndarray:
+    """Features measured in at least `FEWEST` cells of each side; of the others nothing can be said."""
+    found = np.ones(raw.sums.shape[1], bool)
+    for side in (c.first, c.second):
+        found &= raw.of(side)[2] >= FEWEST
     return found
 
 
