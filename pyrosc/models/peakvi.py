@@ -187,7 +187,8 @@ class PEAKVI(Accessibility, Model):
             features = self._features(x)
             log_d, log_r = self._log_cell_factor(x, features), self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
-            pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
+            if not self.training:  # no part of the objective, and as large as the data
+                pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
             seen = features if self.binary_input else None
             value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r, seen)
             pyro.sample("x", law.to_event(1), obs=value)

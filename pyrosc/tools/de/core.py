@@ -149,10 +149,10 @@ def differential_expression(
         Index: genes, or features of several modalities that the column ``field`` tells apart; a block of rows
         per comparison, called genes first, then by the end of the LFC's interval nearer to zero. Columns
         ``comparison``, ``group1``, ``group2`` (and ``within``); ``is_de_fdr``, whether called; ``proba_de``,
-        the larger of ``proba_larger`` = P(LFC ≥ δ) and ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its log odds
-        (natural logarithm); ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_lower``, ``lfc_upper`` of the
-        posterior, ``lfc_unshrunken``, the median of the draws; ``scale1``, ``scale2``, mean expression;
-        ``raw_mean1``, ``raw_mean2``, mean counts per cell; ``non_zeros_proportion1``,
+        the larger of ``proba_larger`` = P(LFC ≥ δ) and ``proba_smaller`` = P(LFC ≤ −δ); ``bayes_factor``, its
+        log odds (natural logarithm); ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_lower``, ``lfc_upper``
+        of the posterior, ``lfc_unshrunken``, the median of the draws; ``scale1``, ``scale2``, mean
+        expression; ``raw_mean1``, ``raw_mean2``, mean counts per cell; ``non_zeros_proportion1``,
         ``non_zeros_proportion2``; ``is_expressed``, whether it can be called; ``n_cells1``, ``n_cells2``.
         ``attrs["differential_expression"]`` holds the options, and δ and ε (``pseudocount``) of each
         comparison.
