@@ -150,7 +150,7 @@ def main() -> None:
     """Fit, or time steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", help="interpreter of the environment that holds scvi-tools")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--no-full", action="store_true", help="leave out the fit to all cells")
     parser.add_argument("--steps", action="store_true", help="time steps of both tools")
     parser.add_argument("--rounds", type=int, default=5)
@@ -164,15 +164,18 @@ def main() -> None:
         parser.error("clusters are scored, and steps compared, with the peer's interpreter: --peer-python")
     if args.steps:
         return time_steps(args.peer_python, args.rounds)
-    fits, path = [], common.RESULTS / "peakvi.json"
+    path = common.RESULTS / "peakvi.json"
+    kept = json.loads(path.read_text())["fits"] if path.exists() else []
+    fits = {(f["cells"], f["seed"]): f for f in kept}
     for n_cells, seed in [(atac.CELLS, s) for s in args.seeds] + [(None, 0)] * (not args.no_full):
-        fits.append(fit_one(n_cells, seed, args.peer_python, scib=True))
-        print({k: v for k, v in fits[-1].items() if k != "scib"}, flush=True)
+        found = fit_one(n_cells, seed, args.peer_python, scib=True)
+        fits[found["cells"], seed] = found
+        print({k: v for k, v in found.items() if k != "scib"}, flush=True)
         result = {
             "tool": "pyrosc",
             "machine": common.machine(),
             "versions": common.versions("pyrosc", "torch"),
-            "fits": fits,
+            "fits": [fits[key] for key in sorted(fits)],
         }
         common.save_json(path, result)
     return None
