@@ -234,14 +234,19 @@ def _protein(dataset: Dataset, name: str, state: FieldState, query: bool) -> Non
             f"{dataset.owner} does not know which proteins were measured: give it an argument of "
             "ProteinMask, or leave these cells out"
         )
-    for what, bad in (
-        ("is infinite", np.isinf(values)),
-        ("does not hold counts", (values < 0) | (values != np.floor(values))),
+    for what, bad, remedy in (
+        ("is infinite", np.isinf(values), "counts are finite; NaN says not measured"),
+        (
+            "does not hold counts",
+            (values < 0) | (values != np.floor(values)),
+            "raw counts are needed, not CLR",
+        ),
     ):
         if bad.any():
             row, col = np.argwhere(bad)[0]
             raise DataError(
-                f"{where} {what}: {values[row, col]:g} in cell '{cells[row]}', protein '{state.names[col]}'"
+                f"{where} {what}: {values[row, col]:g} in cell '{cells[row]}', protein '{state.names[col]}'; "
+                f"{remedy}"
             )
     if query:
         return
