@@ -24,7 +24,7 @@ VALUE, GRAD_LOGITS, GRAD_SCALE, OTHER = (TILE * k for k in range(4))
 
 @_jit
 def _part(x, logits, log_scale, work):
-    """Value and slopes of a tile, right where p <= 1/2."""
+    """Value and slopes of a tile, right at zeros where p <= 1/2."""
     for j in range(x.size):
         a = logits[j]
         scale = log_scale[j]
@@ -39,25 +39,16 @@ def _part(x, logits, log_scale, work):
         small = p
         if p > HALF:
             small = HALF
-        value = _log1p(-small)
         slope = -small / (ONE - small)
-        bend = slope * miss
-        if x[j] != ZERO:
-            low = a
-            if a > ZERO:
-                low = ZERO
-            value = scale + low - _log1p(t)
-            slope = ONE
-            bend = miss
-        work[VALUE + j] = value
-        work[GRAD_LOGITS + j] = bend
+        work[VALUE + j] = _log1p(-small)
+        work[GRAD_LOGITS + j] = slope * miss
         work[GRAD_SCALE + j] = slope
-        work[OTHER + j] = ONE if p > HALF and x[j] == ZERO else ZERO
+        work[OTHER + j] = ONE if p > HALF or x[j] != ZERO else ZERO
 
 
 @_jit
 def _others(x, logits, log_scale, work, place):
-    """Complete the zeros of a tile where p > 1/2."""
+    """Complete the successes of a tile, which are few, and the zeros where p > 1/2."""
     found = 0
     for j in range(x.size):
         place[found] = j
@@ -65,6 +56,13 @@ def _others(x, logits, log_scale, work, place):
     for k in range(found):
         j = place[k]
         scale = min(np.float64(log_scale[j]), 0.0)
+        if x[j] != ZERO:
+            a = np.float64(logits[j])
+            t = math.exp(-abs(a))
+            work[VALUE + j] = float32(scale + min(a, 0.0) - math.log1p(t))
+            work[GRAD_SCALE + j] = ONE
+            work[GRAD_LOGITS + j] = float32((t if a > 0.0 else 1.0) / (1.0 + t))
+            continue
         e = math.exp(min(-np.float64(logits[j]), 80.0))
         gap = max(e - math.expm1(scale), 1e-30)  # (1 - p)(1 + e)
         slope = -math.exp(scale) / gap
