@@ -97,7 +97,8 @@ def agreement(latent: np.ndarray, labels: Any, seeds: int = 3) -> dict[str, dict
 
     cells = anndata.AnnData(sp.csr_matrix((len(latent), 1), dtype=np.float32))
     cells.obsm["latent"] = np.ascontiguousarray(latent, np.float32)
-    sc.pp.neighbors(cells, use_rep="latent", random_state=0)
+    many = {"transformer": "sklearn"} if len(latent) > 4096 else {}  # exact, as those of fewer cells are
+    sc.pp.neighbors(cells, use_rep="latent", random_state=0, **many)
     found = {}
     for resolution in RESOLUTIONS:
         scores = []
