@@ -193,14 +193,14 @@ def test_a_replicate_has_one_draw_of_global_sites(adata):
 def test_values_that_were_not_measured_are_left_out(adata):
     adata = adata.copy()
     rng = np.random.default_rng(0)
-    protein = rng.poisson(4.0, (120, 3)).astype(float)
+    protein = rng.poisson(4.0, (120, 5)).astype(float)
     protein[:60, 1] = np.nan
     adata.obsm["protein"] = protein
     model = Proteins.from_anndata(adata, protein_key="protein")
     found = predictive_checks(model, n_samples=4, site="y")
     observed = found.statistic("mean")["observed"]
     np.testing.assert_allclose(observed, np.nanmean(protein, axis=0), rtol=1e-6)
-    assert found.pit.sum(1).tolist() == [120, 60, 120]
+    assert found.pit.sum(1).tolist() == [120, 60, 120, 120, 120]
 
 
 def test_one_of_two_sources(adata):

@@ -203,7 +203,7 @@ def test_labels_and_proteins_of_doublets():
             Factors.guide(self, x, batch)
 
     adata = make_adata(n=60)
-    proteins = np.random.default_rng(0).poisson(5.0, (60, 3)).astype(float)
+    proteins = np.random.default_rng(0).poisson(5.0, (60, 5)).astype(float)
     proteins[:30, 2] = np.nan
     adata.obsm["protein"] = proteins
     model = Both.from_anndata(adata, labels_key="label", protein_key="protein")
