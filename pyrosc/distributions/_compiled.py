@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ MIN_SIZE = 2**16
 # Entries that a thread takes at a time.
 SHARE = 2**14
 MAX_OWN_THREADS = 8
+# Parameters that the kernel of a law takes, of which the last may be missing: log mean, log dispersion and
+# logits of zero inflation; logits and log scale. `_LAW_compiled` is the module of the kernel.
+PARAMETERS = {"nb": 3, "scaled_bernoulli": 2}
 
 
 def suits(value: Tensor, views: list[Tensor], layout: Layout, law: str = "nb") -> bool:
@@ -37,9 +41,9 @@ def suits(value: Tensor, views: list[Tensor], layout: Layout, law: str = "nb") -
 
 
 def evaluate(
-    value: Tensor, views: list[Tensor], layout: Layout, needs: Sequence[bool]
+    value: Tensor, views: list[Tensor], layout: Layout, needs: Sequence[bool], law: str = "nb"
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Value, and of the entry-wise gradients in log mean, log dispersion (and logits) those needed.
+    """Value, and of the entry-wise gradients in the law's parameters those needed.
 
     Rows are worked out independently of each other, so results do not depend on the number of threads.
     """
@@ -48,28 +52,12 @@ def evaluate(
     inputs = [view.detach().contiguous() for view in views]
     out = inputs[0].new_empty(rows if layout.event_ndims else (rows, cols))
     grads = [out.new_empty(rows, cols) if need else None for need in needs]
-    missing: list[Tensor | None] = [None] * (3 - len(inputs))
+    missing: list[Tensor | None] = [None] * (PARAMETERS[law] - len(inputs))
     steps = [0 if arg is None or arg.dim() == 1 else cols for arg in (*inputs, *missing)]
     share = max(1, SHARE // cols)
     sizes = [0, rows, cols, share, int(layout.event_ndims > 0), period, *steps]
     tensors = [count, *inputs, *missing, out, *grads, *missing]
-    _run(_kernel("nb"), sizes, tensors, -(-rows // share))
-    return out, grads
-
-
-def evaluate_scaled_bernoulli(
-    value: Tensor, views: list[Tensor], layout: Layout, needs: Sequence[bool]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Value, and of the entry-wise gradients in logits and log scale those needed."""
-    rows, cols = layout.rows, layout.cols
-    count, period = _counts(value, layout)
-    inputs = [view.detach().contiguous() for view in views]
-    out = inputs[0].new_empty(rows if layout.event_ndims else (rows, cols))
-    grads = [out.new_empty(rows, cols) if need else None for need in needs]
-    share = max(1, SHARE // cols)
-    steps = [0 if arg.dim() == 1 else cols for arg in inputs]
-    sizes = [0, rows, cols, share, int(layout.event_ndims > 0), period, *steps]
-    _run(_kernel("scaled_bernoulli"), sizes, [count, *inputs, out, *grads], -(-rows // share))
+    _run(_kernel(law), sizes, tensors, -(-rows // share))
     return out, grads
 
 
@@ -88,10 +76,11 @@ def _kernel(law: str) -> Any:
     try:
         import numba
 
-        from . import _nb_compiled, _scaled_bernoulli_compiled
+        from ._nb_compiled import build
 
-        module = _nb_compiled if law == "nb" else _scaled_bernoulli_compiled
-        return None if numba.config.DISABLE_JIT else module.build()  # type: ignore[attr-defined]
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return None
+        return build(import_module(f"._{law}_compiled", __package__)._run)
     except Exception as error:  # the other way gives the same results
         warnings.warn(
             f"likelihoods of counts run several times slower than they could: {error!r}",

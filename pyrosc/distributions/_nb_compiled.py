@@ -322,10 +322,10 @@ def _run(pointer):
                 _vector(table[OUT], row, 1)[0] = total
 
 
-def build() -> Any:
-    """Compile the kernel, or load it from numba's cache on disk; a C function of the table's address."""
+def build(run: Any = _run) -> Any:
+    """Compile a kernel, or load it from numba's cache on disk; a C function of the table's address."""
     signature = numba.void(numba.types.CPointer(numba.types.int64))
     try:
-        return numba.cfunc(signature, cache=True, **_OPTIONS)(_run)
+        return numba.cfunc(signature, cache=True, **_OPTIONS)(run)
     except (RuntimeError, OSError):  # no folder to cache in
-        return numba.cfunc(signature, **_OPTIONS)(_run)
+        return numba.cfunc(signature, **_OPTIONS)(run)

@@ -10,13 +10,12 @@ few entries in which 1 - p is small, one by one in double precision.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
 from numpy import float32
 
-from ._nb_compiled import _OPTIONS, HALF, ONE, TILE, ZERO, _copy, _exp, _jit, _log1p, _sum, _take, _vector
+from ._nb_compiled import HALF, ONE, TILE, ZERO, _copy, _exp, _jit, _log1p, _sum, _take, _vector
 
 # Parts of the work buffer, each a tile: results, and which entries need more.
 VALUE, GRAD_LOGITS, GRAD_SCALE, OTHER = (TILE * k for k in range(4))
@@ -102,12 +101,3 @@ def _run(pointer):
                         _copy(work[k * TILE :], _vector(table[OUT + k], row * cols + left, n))
             if summed:
                 _vector(table[OUT], row, 1)[0] = total
-
-
-def build() -> Any:
-    """Compile the kernel, or load it from numba's cache on disk; a C function of the table's address."""
-    signature = numba.void(numba.types.CPointer(numba.types.int64))
-    try:
-        return numba.cfunc(signature, cache=True, **_OPTIONS)(_run)
-    except (RuntimeError, OSError):  # no folder to cache in
-        return numba.cfunc(signature, **_OPTIONS)(_run)

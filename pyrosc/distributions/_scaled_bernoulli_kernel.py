@@ -45,7 +45,7 @@ class _ScaledBernoulliLogProb(torch.autograd.Function):
         views = [layout.view(logits.to(inner)), layout.view(log_scale.to(inner))]
         needs = ctx.needs_input_grad[1:3]
         if _compiled.suits(value, views, layout, "scaled_bernoulli"):
-            out, grads = _compiled.evaluate_scaled_bernoulli(value, views, layout, needs)
+            out, grads = _compiled.evaluate(value, views, layout, needs, "scaled_bernoulli")
         else:
             result, found = _evaluate(value, views, layout, any(needs))
             grads = [g if need else None for g, need in zip(found, needs, strict=True)]
