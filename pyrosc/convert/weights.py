@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrosc.data.errors import listed
-from pyrosc.models import PEAKVI, SCANVI, SCVI, LinearSCVI
+from pyrosc.models import SCANVI, SCVI, LinearSCVI
 from pyrosc.nn import MLP, CategoryTable, CovariateEffects, FlatBatchNorm, NormalEncoder
 
 _EPS = 1e-3  # of their batch normalisation
@@ -88,27 +88,6 @@ def copy_weights(model: SCVI, tensors: Mapping[str, Tensor]) -> None:
         _scanvi(model, weights)
     if left := weights.left():
         raise ValueError(f"the saved model has tensors that no option read accounts for: {listed(left)}")
-
-
-@torch.no_grad()
-def copy_peakvi_weights(model: PEAKVI, tensors: Mapping[str, Tensor]) -> None:
-    """Give a `PEAKVI` with the Bernoulli law the parameters of the peer's module with the same options.
-
-    The peer's cell factor has no slope in the total, and its encoder no least variance: both are set to 0.
-    """
-    weights = Weights(tensors)
-    _encoder(model.encoder, weights, "z_encoder")
-    model.encoder.floor = 0.0
-    _layers(model.decoder, weights, "z_decoder.px_decoder")
-    _linear(model.head, weights, "z_decoder.output.0")
-    if model.factor is not None:
-        _layers(model.factor.network, weights, "d_encoder.px_decoder")
-        _linear(model.factor.head, weights, "d_encoder.output.0")
-        model.factor.slope.zero_()
-    if model.region is not None:
-        _put(model.region.values, weights["region_factors"], "region_factors")
-    if left := weights.left():
-        raise ValueError(f"the module has tensors that no option read accounts for: {listed(left)}")
 
 
 def _scanvi(model: SCANVI, weights: Weights) -> None:

@@ -18,13 +18,33 @@ import torch
 from reference_noise import Noise
 
 from pyrosc import PEAKVI
-from pyrosc.convert.weights import copy_peakvi_weights
+from pyrosc.convert.weights import Weights, _encoder, _layers, _linear, _put
 from pyrosc.data.inputs import load_batch
 from pyrosc.infer.evaluate import parts_per_cell
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE = json.loads((GOLDEN / "parity_peakvi.json").read_text())
 NORMS = {"batch_norm": "batch"}
+
+
+@torch.no_grad()
+def copy_weights(model: PEAKVI, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a `PEAKVI` with the Bernoulli law the parameters of the peer's module with the same options.
+
+    The peer's cell factor has no slope in the total, and its encoder no least variance: both are set to 0.
+    """
+    weights = Weights(tensors)
+    _encoder(model.encoder, weights, "z_encoder")
+    model.encoder.floor = 0.0
+    _layers(model.decoder, weights, "z_decoder.px_decoder")
+    _linear(model.head, weights, "z_decoder.output.0")
+    if model.factor is not None:
+        _layers(model.factor.network, weights, "d_encoder.px_decoder")
+        _linear(model.factor.head, weights, "d_encoder.output.0")
+        model.factor.slope.zero_()
+    if model.region is not None:
+        _put(model.region.values, weights["region_factors"], "region_factors")
+    assert not weights.left()
 
 
 @pytest.mark.filterwarnings("ignore::pyrosc.DataWarning")
@@ -39,7 +59,7 @@ def test_terms_equal_the_reference(name):
     model = PEAKVI.from_anndata(adata, batch_key="batch", dropout_rate=0.0, **FILE["sizes"], **options)
     arrays = np.load(GOLDEN / "parity_peakvi.npz", allow_pickle=False)
     prefix = f"{name}|"
-    copy_peakvi_weights(
+    copy_weights(
         model,
         {k.removeprefix(prefix): torch.as_tensor(arrays[k]) for k in arrays.files if k.startswith(prefix)},
     )
