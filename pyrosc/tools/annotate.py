@@ -80,8 +80,8 @@ def annotate(
         raise ValueError(
             f"{name} has no slots: name some, for example slots = {{'z': 'obsm/X_z'}} in the class"
         )
-    for site in wanted:
-        holder, features = _holder(model, adata, site, registry)
+    places = {site: _place(model, adata, site, registry) for site in wanted}
+    for site, (holder, features, _) in places.items():
         if model.slots[site].startswith("layers/") and holder.n_vars != len(features):
             raise ValueError(
                 f"adata has {holder.n_vars:,} genes, the model {len(features):,}: a layer needs the "
@@ -99,11 +99,10 @@ def annotate(
             written += _write_labels(adata, key, probabilities, model.positive)
             continue
         value = model.annotated(site, found[site], adata, batch_size)
-        holder, features = _holder(model, adata, site, registry)
+        holder, features, prefix = places[site]
         if slot == "layers" or holder is not adata:
             holder.layers[key] = _in_order(value, features, holder, adata)
-            part = registry.fields[_field_of(model, site, registry)].modality if holder is not adata else None
-            written.append(f"layers/{key}" if part is None else f"mod/{part}/layers/{key}")
+            written.append(f"{prefix}layers/{key}")
             continue
         names = model.columns(site)
         if slot == "obs":
@@ -132,17 +131,17 @@ def _field_of(model: Model, site: str, registry: Registry) -> str:
     return model.features.get(site, counts)
 
 
-def _holder(model: Model, adata: Any, site: str, registry: Registry) -> tuple[Any, tuple[str, ...]]:
-    """Where the values of a site go, and the names of their columns: a MuData's modality for its features."""
+def _place(model: Model, adata: Any, site: str, registry: Registry) -> tuple[Any, tuple[str, ...], str]:
+    """Where values of a site go (a MuData's modality, for its features), their columns' names, the path."""
     state = registry.fields.get(_field_of(model, site, registry))
     if state is None:
-        return adata, ()
+        return adata, (), ""
     per_feature = model.slots[site].startswith("layers/") or model.columns(site) is not None
     if hasattr(adata, "mod") and state.modality is not None and per_feature:
         modality = adata.mod[state.modality]
         if set(state.names) <= set(map(str, modality.var_names)) and (state.matrix or state.kind == "counts"):
-            return modality, state.names
-    return adata, state.names
+            return modality, state.names, f"mod/{state.modality}/"
+    return adata, state.names, ""
 
 
 def _in_order(value: np.ndarray, names: Sequence[str], holder: Any, adata: Any) -> np.ndarray:
