@@ -140,6 +140,16 @@ def encode_do(registry: Registry, do: Mapping[str, Any] | None, n: int) -> dict[
     return out
 
 
+def as_if(transform_batch: str | Sequence[str] | None, do: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What-if values of cells decoded as of a batch, or of several in turn; of their own for None."""
+    if transform_batch is None:
+        return [dict(do or {})]
+    batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+    if not batches:
+        raise ValueError("transform_batch is empty; name a batch, or leave it out")
+    return [{**(do or {}), "batch": b} for b in batches]
+
+
 def _find(registry: Registry, name: str) -> tuple[str, int]:
     for field, state in registry.fields.items():
         if name in state.keys and state.kind not in ("counts", "total"):

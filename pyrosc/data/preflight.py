@@ -251,11 +251,10 @@ def _protein(dataset: Dataset, name: str, state: FieldState, query: bool) -> Non
     if query:
         return
     if mask is not None:
-        known: np.ndarray = dataset.codes(mask)
-        measured = known.sum(axis=0) > 0
-        if not known.any():
+        measured = dataset.codes(mask).sum(axis=0) > 0
+        if not measured.any():
             raise DataError(f"{where} holds no counts above zero: no protein was measured in any cell")
-        if not known.any(axis=0).all():
+        if not measured.all():
             absent = [n for n, m in zip(state.names, measured, strict=True) if not m]
             warn(
                 f"{len(absent)} proteins of {where} were measured in no cell: {listed(absent)}; leave them "

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrosc.data.errors import listed
-from pyrosc.data.inputs import as_rows, encode_do
+from pyrosc.data.inputs import as_if, as_rows, encode_do
 from pyrosc.infer.posterior import stream
 from pyrosc.infer.structure import need_site
 from pyrosc.tools.de import differential_expression
@@ -87,13 +87,7 @@ class Accessibility:
         if threshold is not None and not threshold > 0:
             raise ValueError(f"threshold is the least value kept, above 0; not {threshold}")
         names, positions = _regions(self, region_list)
-        worlds: list[str | None]
-        if transform_batch is None or isinstance(transform_batch, str):
-            worlds = [transform_batch]
-        else:
-            worlds = list(transform_batch)
-        if not worlds:
-            raise ValueError("transform_batch is empty; name a batch, or leave it out")
+        worlds = as_if(transform_batch, do)
         dataset = self.dataset(adata)
         rows = as_rows(indices, dataset)
         size = max(1, min(batch_size, _AT_ONCE // self.registry.n_vars()))
@@ -105,8 +99,7 @@ class Accessibility:
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             total = np.zeros((len(part), len(names)), np.float32)
-            for world in worlds:
-                what_if = dict(do or {}) | ({"batch": world} if world is not None else {})
+            for what_if in worlds:
                 values = stream(
                     self,
                     sites,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyrosc.data.errors import listed
-from pyrosc.data.inputs import as_rows, encode_do
+from pyrosc.data.inputs import as_if, as_rows, encode_do
 from pyrosc.infer.evaluate import marginal_log_likelihood, parts_per_cell
 from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import stream, traces
@@ -135,11 +135,7 @@ class Results:
         """
         need_site(self, self.expression, "normalised expression", "expression")
         genes, positions = _genes(self, gene_list)
-        batches = (
-            [transform_batch]
-            if transform_batch is None or isinstance(transform_batch, str)
-            else list(transform_batch)
-        )
+        worlds = as_if(transform_batch, do)
         if not return_mean and n_samples == 0:
             raise ValueError("return_mean=False keeps the draws; ask for some: n_samples=25")
         dataset = self.dataset(adata)
@@ -147,8 +143,7 @@ class Results:
         lead = () if return_mean else (n_samples,)
         out = np.zeros((*lead, len(rows), len(genes)), np.float32)
         sites = [self.expression, *(["library"] if library_size == "latent" else [])]
-        for name in batches:
-            what_if = dict(do or {}) | ({"batch": name} if name is not None else {})
+        for what_if in worlds:
             values = stream(
                 self,
                 sites,
@@ -164,7 +159,7 @@ class Results:
                     part = part * found["library"][0].exp().reshape(*part.shape[:-1], 1)
                 else:
                     part = part * library_size
-                out[..., at, :] += part.cpu().numpy() / len(batches)
+                out[..., at, :] += part.cpu().numpy() / len(worlds)
         if as_numpy or not return_mean:
             return out
         return pd.DataFrame(out, index=dataset.obs_names[rows], columns=genes)

@@ -28,6 +28,7 @@ from pyrosc.distributions import NegativeBinomial, Poisson, ZeroInflatedNegative
 from pyrosc.infer.elbo import PathwiseELBO
 from pyrosc.models.base import Model
 from pyrosc.nn import MLP, CategoryTable, Covariates, CovariateSpec, NormalEncoder, RandomEffects
+from pyrosc.nn.covariates import of_cells
 from pyrosc.nn.layers import Norm
 
 
@@ -326,8 +327,7 @@ class SCVI(Model):
         tensors = {"batch": batch, "categorical_covariates": categorical, "continuous_covariates": continuous}
         if rows is None:
             return self.spec.pack(tensors)
-        of_cells = F.embedding(batch, rows) if rows.ndim == 2 else rows[..., batch, :]
-        return self.spec.pack(tensors, of_cells)
+        return self.spec.pack(tensors, of_cells(rows, batch))
 
     @classmethod
     def fields(cls, **options: Any) -> dict[str, Field]:

@@ -32,9 +32,10 @@ from pyrosc.models.results import Indices
 from pyrosc.models.scvi import SCVI, Decoded, GeneParameter
 from pyrosc.nn import CategoryTable, CovariateEffects, Covariates, CovariateSpec, RandomEffects
 from pyrosc.nn.adversary import CategoryClassifier
+from pyrosc.nn.covariates import of_cells
 from pyrosc.nn.layers import MLP, Norm
 from pyrosc.tools.correlation import feature_correlation
-from pyrosc.tools.proteins import foreground_probability, normalized_protein
+from pyrosc.tools.proteins import foreground_probability, normalized_protein, panels
 from pyrosc.train.plan import Plan
 
 if TYPE_CHECKING:
@@ -258,13 +259,11 @@ class TOTALVI(SCVI):
 
     def _efficiency(self, batch: Tensor, law: Callable[[Tensor], Any]) -> Tensor:
         """log e of the batches, a global site but in the reference's objective; of each cell, (..., n, p)."""
-        rows = self.log_efficiency.all_rows()
-        if self.log_efficiency.open:
-            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
+        rows = self.log_efficiency.rows_by_code()
         if not self.reference:
             with pyro.plate("batches", len(rows), dim=-1):
                 rows = pyro.sample("log_efficiency", law(rows))
-        return F.embedding(batch, rows) if rows.ndim == 2 else rows[..., batch, :]
+        return of_cells(rows, batch)
 
     def _decode(self, z: Tensor, covariates: Covariates, shared: Tensor | None) -> Decoded:
         hidden = self.decoder(z, covariates)
@@ -285,10 +284,12 @@ class TOTALVI(SCVI):
         self, batch: dict[str, Tensor], sites: dict[str, Tensor], step: int, kl_weight: float
     ) -> dict[str, Tensor]:
         """While the KL is annealed: the batch's classifier, and the encoder's reward for deceiving it."""
-        panels = self.panel.all_rows()
-        wanted = bool((panels != panels[0]).any()) if self.adversarial is None else self.adversarial
         weight, n = 1.0 - kl_weight, self.batch_classifier.n_categories
-        if not wanted or weight == 0 or n < 2 or self.surgery is not None:
+        if weight == 0 or n < 2 or self.surgery is not None:
+            return {}
+        stained = self.panel.all_rows()
+        wanted = bool((stained != stained[0]).any()) if self.adversarial is None else self.adversarial
+        if not wanted:
             return {}
         z, codes = sites["z"], batch["batch"]
         others = (1 - F.one_hot(codes, n).to(z)) / (n - 1)
@@ -304,6 +305,8 @@ class TOTALVI(SCVI):
 
     def annotated(self, site: str, values: np.ndarray, adata: Any, batch_size: int) -> np.ndarray:
         """Proteins that a batch was not stained for are imputed, as by `get_normalized_protein`."""
+        if panels(self).all():
+            return values
         if site == "protein":
             return np.asarray(normalized_protein(self, adata, batch_size=batch_size, as_numpy=True))
         if site == "foreground_probability":

@@ -68,6 +68,11 @@ class CategoryTable(nn.Module):
         """Every row, (n_categories, *shape)."""
         return self.rows if self.added is None else torch.cat([self.rows, self.added])
 
+    def rows_by_code(self) -> Tensor:
+        """The row of every code that there may be: after `all_rows`, where `open`, that of an unknown one."""
+        rows = self.all_rows()
+        return torch.cat([rows, rows.mean(0, keepdim=True)]) if self.open else rows
+
     def row(self, code: int) -> Tensor:
         """The row of a category, (*shape), to be read or (without gradient) written to."""
         if self.added is None or code < len(self.rows):
@@ -85,9 +90,7 @@ class CategoryTable(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Rows of the codes: (...,) int64 to (..., *shape)."""
-        rows = self.all_rows()
-        if self.open:
-            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
+        rows = self.rows_by_code()
         flat = F.embedding(codes, rows.reshape(len(rows), -1))
         return flat.reshape(*codes.shape, *self.shape)
 
@@ -117,6 +120,11 @@ class CategoryTable(nn.Module):
     def extra_repr(self) -> str:
         """Shown in repr(model)."""
         return f"{self.key or self.field}, {self.n_categories} categories, row {self.shape}"
+
+
+def of_cells(rows: Tensor, codes: Tensor) -> Tensor:
+    """Rows (..., categories, k) of the cells' codes (n,): (..., n, k), with draws of the rows on the left."""
+    return F.embedding(codes, rows) if rows.ndim == 2 else rows[..., codes, :]
 
 
 class Covariates(NamedTuple):

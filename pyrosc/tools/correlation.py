@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pyrosc.data.errors import listed, one_of, warn
-from pyrosc.data.inputs import apply_do, as_rows, encode_do
+from pyrosc.data.inputs import apply_do, as_if, as_rows, encode_do
 from pyrosc.infer.elbo import plate_nesting
 from pyrosc.infer.modes import evaluating
 from pyrosc.infer.posterior import globals_of, site_value, traces
 from pyrosc.infer.predictive import elementwise
 from pyrosc.infer.structure import need_site
+from pyrosc.tools.proteins import panels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,12 +99,8 @@ def feature_correlation(
     rows = as_rows(indices, dataset)
     if len(rows) < 3:
         raise ValueError(f"a correlation is over cells, and there are {len(rows)}")
-    worlds: list[Mapping[str, Any]] = [{}]
-    if transform_batch is not None:
-        given = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
-        worlds = [{"batch": b} for b in given]
-    panel = getattr(model, "panel", None)
-    if transform_batch is None and panel is not None and not (panel.all_rows() > 0.5).all():
+    worlds = as_if(transform_batch, None)
+    if transform_batch is None and not panels(model).all():
         warn(
             "the batches have different proteins, and those that a batch lacks are decoded here as if it "
             "had them: name batches that have the proteins asked for, transform_batch="

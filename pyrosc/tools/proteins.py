@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrosc.data.errors import listed, warn
-from pyrosc.data.inputs import as_rows, encode_do
+from pyrosc.data.inputs import as_if, as_rows, encode_do
 from pyrosc.infer.posterior import stream
 from pyrosc.infer.structure import need_site
 
@@ -192,6 +192,12 @@ def protein_field(model: Model) -> tuple[str, list[str]]:
     return field, list(model.registry.var_names(field))
 
 
+def panels(model: Model) -> np.ndarray:
+    """Which proteins each batch was stained for, (batches, p) bool; of models that do not say, (0, 0)."""
+    panel = getattr(model, "panel", None)
+    return np.ones((0, 0), bool) if panel is None else panel.all_rows().detach().cpu().numpy() > 0.5
+
+
 def _positions(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
     if wanted is None:
         return list(range(len(names)))
@@ -212,11 +218,9 @@ def _of_batches(
     decoded: Callable[[np.ndarray, Mapping[str, Any]], np.ndarray],
 ) -> np.ndarray:
     """What `decoded` gives as if of some batches, or of each cell's own with the rest imputed."""
-    base = dict(do or {})
-    if transform_batch is not None:
-        batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
-        return np.asarray(sum(decoded(rows, {**base, "batch": b}) for b in batches) / len(batches))
-    out = decoded(rows, base)
+    worlds = as_if(transform_batch, do)
+    out = np.asarray(sum(decoded(rows, world) for world in worlds) / len(worlds))
+    base = worlds[0]
     if "batch" in base:
         return out
     return _imputed(model, field, dataset, rows, out, lambda which, b: decoded(which, {**base, "batch": b}))
@@ -226,11 +230,8 @@ def _imputed(
     model: Model, field: str, dataset: Dataset, rows: np.ndarray, own: np.ndarray, decoded: Any
 ) -> np.ndarray:
     """Put in, for proteins that a cell's batch was not stained for, the mean over the batches that were."""
-    panel = getattr(model, "panel", None)
-    if panel is None or not model.registry.given("batch"):
-        return own
-    measured = panel.all_rows().detach().cpu().numpy() > 0.5
-    if measured.all():
+    measured = panels(model)
+    if measured.all() or not model.registry.given("batch"):
         return own
     names = model.registry.categories("batch")
     codes = dataset.codes("batch")[rows]
