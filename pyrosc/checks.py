@@ -75,7 +75,7 @@ def every_site_is_guided(case: Case) -> None:
     enumerated = {n for n, s in nodes.items() if s.get("infer", {}).get("enumerate")}
     batch = _whole(model)
     with torch.random.fork_rng(), torch.no_grad(), model.minibatch(batch):
-        guide: Any = poutine.trace(model.guide).get_trace(**model.inputs(batch))
+        guide: Any = poutine.trace(model.guided).get_trace(**model.inputs(batch))
     guided = {n for n, s in guide.nodes.items() if is_latent(s)}
     missing = set(model.latent_sites()) - guided - enumerated
     assert not missing, f"sites without a guide: {sorted(missing)}"

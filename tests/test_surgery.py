@@ -1,5 +1,6 @@
 """Surgery: what the reference was stays, what the query brings is learned."""
 
+import json
 import warnings
 
 import anndata as ad
@@ -313,6 +314,48 @@ def test_zeros_for_missing_genes(scvi):
     assert abs(c.get_elbo() - pyrosc.surgery(model, padded).get_elbo()) > 0.01
 
 
+def test_the_mean_of_the_reference_for_missing_genes(case, tmp_path):
+    """The encoder sees the reference's mean, at the depth of the cell; the likelihood sees nothing."""
+    model, reference, query = case
+    query = query[:, 4:].copy()
+    expected = results(model, reference)
+    mapped = pyrosc.surgery(model, query, missing_genes="mean")
+    x, mean = query.X.toarray().astype(np.float64), np.asarray(reference.X.mean(0), np.float64).ravel()
+    whole = np.concatenate([x.sum(1, keepdims=True) / mean[4:].sum() * mean[:4], x], axis=1)
+    batch = next(iter(mapped.batches(mapped.dataset(), np.arange(50))))[1]
+    site = "z_raw" if "z_raw" in mapped.latent_sites() else "z"
+    with torch.no_grad(), mapped.minibatch(batch):
+        inputs = mapped.inputs(batch)
+        np.testing.assert_allclose(mapped.filled("x", inputs["x"]).numpy(), whole, rtol=2e-5)
+        assert not inputs["x"][:, :4].any()  # the model's own argument
+        seen = inputs | {"x": torch.as_tensor(whole, dtype=torch.float32)}
+        traces = [
+            pyro.poutine.trace(g).get_trace(**i) for g, i in ((mapped.guided, inputs), (mapped.guide, seen))
+        ]
+    means = [t.nodes[site]["fn"].mean for t in traces]
+    torch.testing.assert_close(*means, rtol=1e-4, atol=1e-5)
+    quickly(mapped)
+    assert_identical(expected, results(mapped, reference))
+    mapped.save(tmp_path / "m")
+    again = pyrosc.load(tmp_path / "m", query, cls=type(model))
+    assert again.get_elbo() == mapped.get_elbo()
+    model.save(tmp_path / "reference")
+    apart = type(model).from_reference(tmp_path / "reference", query, missing_genes="mean")
+    assert apart.registry.fields["x"].means == mapped.registry.fields["x"].means
+
+
+def test_a_model_without_means_cannot_fill_them_in(scvi, tmp_path):
+    model, _, query = scvi
+    model.save(tmp_path / "m")
+    saved = json.loads((tmp_path / "m" / "model.json").read_text())
+    saved["registries"]["main"]["fields"]["x"].pop("means")  # as an earlier version wrote it
+    (tmp_path / "m" / "model.json").write_text(json.dumps(saved))
+    old = pyrosc.load(tmp_path / "m")
+    pyrosc.surgery(old, query[:, 4:].copy())
+    with pytest.raises(ValueError, match=r"does not know the mean of its genes \('x'\)"):
+        pyrosc.surgery(old, query[:, 4:].copy(), missing_genes="mean")
+
+
 def test_missing_genes_survive_saving_and_sampling(scvi, tmp_path):
     model, _, query = scvi
     query = query[:, 4:].copy()
@@ -437,8 +480,8 @@ def test_what_cannot_be_operated_on(scvi):
         pyrosc.surgery("atlas", query)
     with pytest.raises(TypeError, match="not 'cell_type'; name arguments"):
         model.get_latent_representation("cell_type")
-    with pytest.raises(ValueError, match="missing_genes is one of 'mask', 'zero'"):
-        pyrosc.surgery(model, query, missing_genes="mean")
+    with pytest.raises(ValueError, match="missing_genes is one of 'mask', 'mean', 'zero'"):
+        pyrosc.surgery(model, query, missing_genes="median")
     with pytest.raises(TypeError, match="the reference is a SCVI, not a SCANVI"):
         SCANVI.from_reference(model, query)
     with pytest.raises(ValueError, match="leave out n_restarts"):

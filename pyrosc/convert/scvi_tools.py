@@ -106,7 +106,8 @@ def from_scvi_tools(path: str | Path, adata: AnnData | None = None, *, prefix: s
     datasets = {}
     if adata is not None:
         datasets[MAIN] = _dataset(adata, registry, cls.__name__)
-        registry = replace(registry, fingerprints=datasets[MAIN].fingerprints())
+        registry = registry.with_fingerprints(datasets[MAIN].fingerprints())
+        registry = registry.with_means(datasets[MAIN].gene_sums())
     with torch.random.fork_rng():
         model: SCVI = cls(registry, **config)
         model.setup()

@@ -93,6 +93,10 @@ class Dataset:
             self._summaries[name] = summarize(self.matrices[name])
         return self._summaries[name]
 
+    def gene_sums(self) -> dict[str, np.ndarray]:
+        """Sums over the cells of each count matrix, (g,) float64 by field."""
+        return {name: self.summary(name).gene_sums for name in self.matrices}
+
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Fingerprint of each count matrix as it was when this data set was made."""
         return self._fingerprints

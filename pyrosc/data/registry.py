@@ -56,6 +56,8 @@ class FieldState:
     silent
         For proteins and their mask: (category of `by`, then proteins) that were zero in all of its cells, and
         are taken as not measured there.
+    means
+        For counts: mean of each feature over the cells, to six digits; empty where not worked out.
     reads
         For counts of fragments: whether the values are reads, of which x are ceil(x/2) fragments. None for
         other fields.
@@ -79,6 +81,7 @@ class FieldState:
     by: str | None = None
     silent: tuple[tuple[str, ...], ...] = ()
     reads: bool | None = None
+    means: tuple[float, ...] = ()
 
     @property
     def where(self) -> str:
@@ -193,6 +196,13 @@ class Registry:
     def with_fingerprints(self, fingerprints: Mapping[str, Mapping[str, Any]]) -> Registry:
         """The same with the fingerprints of its matrices."""
         return replace(self, fingerprints=dict(fingerprints))
+
+    def with_means(self, sums: Mapping[str, np.ndarray]) -> Registry:
+        """The same with the means of its counts, from their sums over the cells by field."""
+        means = {n: tuple(float(f"{v:.6g}") for v in s / max(self.n_obs, 1)) for n, s in sums.items()}
+        return replace(
+            self, fields={n: replace(s, means=means[n]) if n in means else s for n, s in self.fields.items()}
+        )
 
     # -- making one -----------------------------------------------------------------------------------
 

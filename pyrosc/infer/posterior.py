@@ -60,13 +60,13 @@ def traces(
     summed_out = model.summed_out  # asked here, since to find out runs the model
     with _drawing(model, batch, n_draws, fixed) as stack:
         inputs = model.inputs(batch)
-        from_guide = poutine.trace(model.guide).get_trace(**inputs)
+        from_guide = poutine.trace(model.guided).get_trace(**inputs)
         values = from_guide
         if do and model.recoded:
             nodes: Any = from_guide.nodes
             kept = {n: s["value"] for n, s in nodes.items() if is_latent(s) and n not in model.recoded}
             with Fix(kept):
-                values = poutine.trace(model.guide).get_trace(**{**inputs, **do})
+                values = poutine.trace(model.guided).get_trace(**{**inputs, **do})
         replayed = poutine.replay(model.model, trace=values)
         probabilities: dict[str, Tensor] = {}
         if summed_out:
@@ -88,7 +88,7 @@ def guide_trace(
 ) -> Trace:
     """Trace of the guide alone for one minibatch; arguments as of `traces`."""
     with _drawing(model, batch, n_draws, fixed):
-        return poutine.trace(model.guide).get_trace(**model.inputs(batch))
+        return poutine.trace(model.guided).get_trace(**model.inputs(batch))
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def describe(model: Model) -> str:
     """Table of the sites of model and guide: role, law, plates, shapes."""
     batch = dummy_batch(model.registries, model.device)
     with poutine.block(), torch.random.fork_rng(), torch.no_grad(), model.minibatch(batch):
-        guide = poutine.trace(model.guide).get_trace(**model.inputs(batch))
+        guide = poutine.trace(model.guided).get_trace(**model.inputs(batch))
     rows = [
         ("site", "role", "law", "plates", "event shape"),
         *_rows(prototype(model), "model"),

@@ -70,7 +70,10 @@ def make(
     for source, own_genes in (genes or {}).items():  # type: ignore[union-attr]  # no str any more
         registries[source] = registries[source].restrict(own_genes)
     datasets = {s: Dataset(adatas[s], r, cls.__name__) for s, r in registries.items()}
-    registries = {s: r.with_fingerprints(datasets[s].fingerprints()) for s, r in registries.items()}
+    registries = {
+        s: r.with_fingerprints(datasets[s].fingerprints()).with_means(datasets[s].gene_sums())
+        for s, r in registries.items()
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: M = cls(registries[MAIN] if sources == [MAIN] else registries, **options)

@@ -72,7 +72,7 @@ class Objective(Hooks):
         """Tell `cells` which rows of the training data the arguments are; leave out what was not measured."""
         rows = {s: batch[rows_key(s)] for s in self.registries if rows_key(s) in batch}
         present = {n: batch[present_key(n)] for n in batch if present_key(n) in batch}
-        if self.surgery is not None and self.surgery.missing_genes == "zero":
+        if self.surgery is not None and not self.surgery.masks:
             present = {}
         outer = getattr(self, "_rows", {}), getattr(self, "_present", {})
         token = _CURRENT.set(self)
@@ -96,6 +96,25 @@ class Objective(Hooks):
         present: dict[str, Tensor] = getattr(self, "_present", {})
         return present.get(field)
 
+    def filled(self, field: str, x: Tensor) -> Tensor:
+        """Counts (..., n, g) as encoders see them: at the reference's mean in genes that the cells lack.
+
+        That is what ``missing_genes="mean"`` of `pyrosc.surgery` asks for; else they are as they come. The
+        mean is that of the reference's cells at the depth of each cell in the genes that it has.
+        """
+        measured, surgery = self.measured(field), self.surgery
+        if measured is None or surgery is None or surgery.missing_genes != "mean":
+            return x
+        mean = getattr(self, surgery.mean_of(field))
+        if self.support().get(field) != "real":
+            mean = mean * (x.sum(-1, keepdim=True) / mean[measured].sum())
+        return torch.where(measured, x, mean)
+
+    def guided(self, **inputs: Tensor) -> Any:
+        """The guide on arguments of the model, with their counts `filled`."""
+        counts = [n for n in getattr(self, "_present", {}) if n in inputs]
+        return self.guide(**(inputs | {n: self.filled(n, inputs[n]) for n in counts}))
+
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The arguments of model and guide in a minibatch."""
         return {k: v for k, v in batch.items() if not k.startswith("_")}
@@ -109,9 +128,9 @@ class Objective(Hooks):
             inputs = self.inputs(batch)
             elbo: Any = self.elbo  # Pyro's base class does not declare its losses
             if torch.is_grad_enabled():
-                value = elbo.differentiable_loss(self.model, self.guide, **inputs)
+                value = elbo.differentiable_loss(self.model, self.guided, **inputs)
             else:  # TraceEnum_ELBO insists on a gradient in differentiable_loss
-                value = torch.as_tensor(elbo.loss(self.model, self.guide, **inputs))
+                value = torch.as_tensor(elbo.loss(self.model, self.guided, **inputs))
         return value / sum(self.n_train.values())
 
     def forward(self, batch: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:

@@ -184,12 +184,13 @@ class PEAKVI(Accessibility, Model):
             else:
                 z = pyro.sample("z", prior)
             logits = self.head(self.decoder(z, covariates))
-            features = self._features(x)
+            filled = self.filled("x", x)
+            features = self._features(filled)
             log_d, log_r = self._log_cell_factor(x, features), self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
             if not self.training:  # no part of the objective, and as large as the data
                 pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
-            seen = features if self.binary_input else None
+            seen = features if self.binary_input and filled is x else None
             value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r, seen)
             pyro.sample("x", law.to_event(1), obs=value)
 

@@ -47,8 +47,8 @@ class Surgery:
     free
         Names of submodules and parameters that train beside the new rows.
     missing_genes
-        Whether genes that cells lack are left out of their likelihood (``"mask"``) or zero counts
-        (``"zero"``).
+        Whether genes that cells lack are left out of their likelihood (``"mask"``, and with the reference's
+        mean for the encoder ``"mean"``) or zero counts (``"zero"``).
     shrinkage
         Weight of the prior of the new rows; 0 for none.
     """
@@ -58,8 +58,23 @@ class Surgery:
     missing_genes: str = "mask"
     shrinkage: float = 1.0
 
+    @property
+    def masks(self) -> bool:
+        """Whether genes that cells lack are left out of their likelihood."""
+        return self.missing_genes != "zero"
+
+    @staticmethod
+    def mean_of(field: str) -> str:
+        """Name of the model's buffer with the reference's mean of a counts field."""
+        return f"_mean_of_{field}"
+
     def apply(self, model: Model) -> None:
         """Make the new rows, and what is free, all that trains."""
+        if self.missing_genes == "mean":
+            for field, state in model.registry.fields.items():
+                if state.missing:
+                    mean = torch.tensor(state.means, device=model.device)
+                    model.register_buffer(self.mean_of(field), mean, persistent=False)
         trainable = {name for name, p in model.named_parameters() if p.requires_grad}
         for name, n in self.fixed.items():
             _table(model, name).fix(n)
@@ -114,7 +129,7 @@ def surgery(
     free: Sequence[str] = (),
     labels: bool = False,
     decoder_only: bool = False,
-    missing_genes: Literal["mask", "zero"] = "mask",
+    missing_genes: Literal["mask", "mean", "zero"] = "mask",
     shrinkage: float = 1.0,
 ) -> Model:
     """A copy of a trained model that learns the new batches of query cells, with all else as it was.
@@ -140,8 +155,9 @@ def surgery(
         Go on where the guide does not see the new categories (``encode_covariates=False``), so that only
         the decoder adapts and the query's latent space is that of the reference's encoder.
     missing_genes
-        Genes of the model that the query lacks are zero for the encoder. ``"mask"`` leaves them out of the
-        likelihood; ``"zero"`` takes the zeros for counts, as scvi-tools does.
+        Genes of the model that the query lacks are left out of the likelihood by ``"mask"``, and are zero
+        for the encoder; so they are by ``"mean"``, where the encoder sees the mean of the reference's cells,
+        at the depth of each cell. ``"zero"`` takes them as zero counts, as scvi-tools does.
     shrinkage
         Weight of the prior that holds the new rows to the reference's (`Surgery.penalty`); 0 for none.
 
@@ -191,11 +207,13 @@ def surgery(
             f"{name} has no part {listed(strange)} to free; it has "
             f"{listed(sorted({k.split('.')[0] for k in new.state_dict()}), 20)}"
         )
+    if missing_genes == "mean":
+        _check_means(registry, name)
     fixed = _carry_over(model, new, name)
     Surgery(fixed, free, missing_genes, shrinkage).apply(new)
     new.initialize_query(dataset)
     new.to(model.device)
-    if missing_genes == "mask":
+    if missing_genes != "zero":
         _check_masked(new, dataset)
     if not decoder_only and not free and not _guide_adapts(new):
         raise ValueError(_cannot_adapt(model, name, grown))
@@ -204,7 +222,7 @@ def surgery(
 
 
 def _check(model: Model, name: str, missing_genes: str, shrinkage: float) -> None:
-    one_of("missing_genes", missing_genes, ("mask", "zero"))
+    one_of("missing_genes", missing_genes, ("mask", "mean", "zero"))
     if shrinkage < 0:
         raise ValueError(f"shrinkage is 0 or more, not {shrinkage}")
     if list(model.registries) != [MAIN]:
@@ -243,6 +261,23 @@ def _check_genes(registry: Registry, query: Any, name: str) -> None:
                 f"({shared / len(state.names):.0%}); missing are {listed(absent)}. The encoder takes them as "
                 "zero, and where many are missing it maps cells to the wrong place: prefer a reference of "
                 "shared genes"
+            )
+
+
+def _check_means(registry: Registry, name: str) -> None:
+    for field, state in registry.fields.items():
+        if not state.missing:
+            continue
+        if not state.means:
+            raise ValueError(
+                f"this {name} does not know the mean of its genes ('{field}'): it was saved by an earlier "
+                "version or converted without its cells; make it from them, or leave missing_genes='mask'"
+            )
+        lacks = set(state.missing)
+        if not sum(m for n, m in zip(state.names, state.means, strict=True) if n not in lacks):
+            raise DataError(
+                f"the reference of {name} has no counts in any gene that the query has ('{field}'), so that "
+                "the depth of the query's cells is not known; leave missing_genes='mask'"
             )
 
 
@@ -306,7 +341,7 @@ def _guide_adapts(model: Model) -> bool:
     trainable = [p for p in model.parameters() if p.requires_grad]
     batch = dummy_batch(model.registries, model.device)
     with torch.random.fork_rng(), torch.enable_grad(), model.minibatch(batch):
-        nodes: Any = poutine.trace(model.guide).get_trace(**model.inputs(batch)).nodes
+        nodes: Any = poutine.trace(model.guided).get_trace(**model.inputs(batch)).nodes
     values = [s["value"] for s in nodes.values() if is_latent(s) and is_local(s) and s["value"].requires_grad]
     if not values or not trainable:
         return False

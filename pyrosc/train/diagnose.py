@@ -59,7 +59,7 @@ def culprit(model: Model, batch: Mapping[str, Tensor], names: Mapping[str, np.nd
         # without validation, which would refuse the distribution before its site has a name
         with torch.no_grad(), pyro.validation_enabled(False), model.minibatch(batch):
             inputs = model.inputs(batch)
-            guide = poutine.trace(model.guide).get_trace(**inputs)
+            guide = poutine.trace(model.guided).get_trace(**inputs)
             trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(**inputs)
             return _first_bad(guide, "guide", names) or _first_bad(trace, "model", names)
     except (ValueError, RuntimeError) as error:
