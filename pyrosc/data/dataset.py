@@ -70,7 +70,7 @@ class Dataset:
         """Tensors of the cells `index` (m,), in that order, by argument name of the model."""
         out = self.columns(index)
         for name, matrix in self.matrices.items():
-            out[name] = torch.from_numpy(matrix.rows(index))
+            out[name] = matrix.tensor(index)
         return {n: out[n] for n in self.registry.fields}
 
     def columns(self, index: np.ndarray) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
+from torch import Tensor
 
 
 class Matrix:
@@ -75,6 +77,15 @@ class Matrix:
         """Rows `index` as CSR, in the order of `index`."""
         part = sp.csr_matrix(self._in_units(self._read(index)))
         return self._padded(part if self._take is None else part[:, self._take])
+
+    def tensor(self, index: np.ndarray) -> Tensor:
+        """Rows `index` as `rows` gives them; where a sparse matrix is in memory, `rows_of` has its rows."""
+        if not sp.issparse(getattr(self, "_source", None)):
+            return torch.from_numpy(self.rows(index))
+        sparse = self.sparse_rows(index).astype(np.float32, copy=False)
+        out = torch.from_numpy(sparse.toarray())
+        out._csr_rows = sparse  # type: ignore[attr-defined]  # not of what is made from the tensor
+        return out
 
     def _padded(self, block: Any) -> Any:
         """Rows with columns of zeros where the source lacks some."""
@@ -146,6 +157,14 @@ class Matrix:
             if self._take is not None:
                 block = block[:, self._take]
             yield start, self._padded(block if sp.issparse(block) else np.asarray(block))
+
+
+def rows_of(x: Tensor) -> sp.csr_matrix | None:
+    """The sparse rows that a tensor of counts was made from, without repeated entries; None if not known."""
+    rows: sp.csr_matrix | None = getattr(x, "_csr_rows", None)
+    if rows is not None:
+        rows.sum_duplicates()
+    return rows
 
 
 @dataclass

@@ -27,8 +27,9 @@ MIN_SIZE = 2**16
 SHARE = 2**14
 MAX_OWN_THREADS = 8
 # Parameters that the kernel of a law takes, of which the last may be missing: log mean, log dispersion and
-# logits of zero inflation; logits and log scale. `_LAW_compiled` is the module of the kernel.
-PARAMETERS = {"nb": 3, "scaled_bernoulli": 2}
+# logits of zero inflation; logits, log scale and one more for each row. The module of a kernel is
+# `_LAW_compiled`.
+PARAMETERS = {"nb": 3, "scaled_bernoulli": 3}
 
 
 def suits(value: Tensor, views: list[Tensor], layout: Layout, law: str = "nb") -> bool:
@@ -51,9 +52,10 @@ def evaluate(
     count, period = _counts(value, layout)
     inputs = [view.detach().contiguous() for view in views]
     out = inputs[0].new_empty(rows if layout.event_ndims else (rows, cols))
-    grads = [out.new_empty(rows, cols) if need else None for need in needs]
+    widths = [cols if view.dim() == 1 else view.shape[1] for view in inputs]
+    grads = [out.new_empty(rows, k) if need else None for need, k in zip(needs, widths, strict=True)]
     missing: list[Tensor | None] = [None] * (PARAMETERS[law] - len(inputs))
-    steps = [0 if arg is None or arg.dim() == 1 else cols for arg in (*inputs, *missing)]
+    steps = [0 if arg is None or arg.dim() == 1 else arg.shape[1] for arg in (*inputs, *missing)]
     share = max(1, SHARE // cols)
     sizes = [0, rows, cols, share, int(layout.event_ndims > 0), period, *steps]
     tensors = [count, *inputs, *missing, out, *grads, *missing]

@@ -53,6 +53,12 @@ class Layout:
             return arg.reshape(self.cols)
         return arg.expand(self.shape).reshape(self.rows, self.cols)
 
+    def column(self, arg: Tensor) -> Tensor | None:
+        """View ``arg`` as ``(rows, 1)`` if it is the same all over each row that is summed; else None."""
+        n = self.event_ndims
+        varies = arg.dim() == len(self.shape) and arg.shape[:-n] == self.shape[:-n] if n else False
+        return arg.reshape(self.rows, 1) if varies and math.prod(arg.shape[-n:]) == 1 else None
+
     def chunk_rows(self, device: torch.device) -> int:
         """Rows to work on at a time; all of them where cache blocking is not ours to do."""
         return max(1, CHUNK // max(self.cols, 1) if device.type == "cpu" else self.rows)
@@ -62,11 +68,14 @@ class Layout:
     ) -> Tensor:
         """Chain rule: weight the entry-wise ``grad`` by ``upstream`` and sum it to an argument's shape.
 
-        With ``reuse`` the result may overwrite ``grad``.
+        One of a `column` comes summed over its row, (rows, 1). With ``reuse`` the result may overwrite
+        ``grad``.
         """
         weights = upstream.to(grad.dtype)
         if self.event_ndims:
             weights = weights.reshape(self.rows, 1)
+            if grad.shape[1] == 1 < self.cols:
+                return (grad * weights).reshape(shape).to(dtype)
             if self.rows > 1 and self.is_row(shape):
                 return (weights.T @ grad).reshape(shape).to(dtype)
         else:

@@ -17,16 +17,17 @@ from numpy import float32
 
 from ._nb_compiled import HALF, ONE, TILE, ZERO, _copy, _exp, _jit, _log1p, _sum, _take, _vector
 
-# Parts of the work buffer, each a tile: results, and which entries need more.
-VALUE, GRAD_LOGITS, GRAD_SCALE, OTHER = (TILE * k for k in range(4))
+# Parts of the work buffer, each a tile of results.
+VALUE, GRAD_LOGITS, GRAD_SCALE = (TILE * k for k in range(3))
+BLOCK = 8  # marks in a word: where none is set, all are passed over at once
 
 
 @_jit
-def _part(x, logits, log_scale, work):
+def _part(x, logits, log_scale, depth, work, mark):
     """Value and slopes of a tile, right at zeros where p <= 1/2."""
     for j in range(x.size):
         a = logits[j]
-        scale = log_scale[j]
+        scale = log_scale[j] + depth
         if scale > ZERO:
             scale = ZERO
         t = _exp(-abs(a))
@@ -42,26 +43,31 @@ def _part(x, logits, log_scale, work):
         work[VALUE + j] = _log1p(-small)
         work[GRAD_LOGITS + j] = slope * miss
         work[GRAD_SCALE + j] = slope
-        work[OTHER + j] = ONE if p > HALF or x[j] != ZERO else ZERO
+        mark[j] = np.int8(1) if p > HALF or x[j] != ZERO else np.int8(0)
 
 
 @_jit
-def _others(x, logits, log_scale, work, place):
+def _others(x, logits, log_scale, depth, work, mark, place):
     """Complete the successes of a tile, which are few, and the zeros where p > 1/2."""
-    found = 0
-    for j in range(x.size):
-        place[found] = j
-        found += int(work[OTHER + j])
+    found, end = 0, -(-x.size // BLOCK)
+    mark[x.size : end * BLOCK] = 0
+    words = mark.view(np.int64)
+    for word in range(end):
+        if words[word] == 0:
+            continue
+        for j in range(word * BLOCK, word * BLOCK + BLOCK):
+            place[found] = j
+            found += mark[j]
     for k in range(found):
         j = place[k]
-        scale = min(np.float64(log_scale[j]), 0.0)
         if x[j] != ZERO:
-            a = np.float64(logits[j])
-            t = math.exp(-abs(a))
-            work[VALUE + j] = float32(scale + min(a, 0.0) - math.log1p(t))
+            a = logits[j]
+            t = _exp(-abs(a))
+            work[VALUE + j] = min(log_scale[j] + depth, ZERO) + min(a, ZERO) - _log1p(t)
             work[GRAD_SCALE + j] = ONE
-            work[GRAD_LOGITS + j] = float32((t if a > 0.0 else 1.0) / (1.0 + t))
+            work[GRAD_LOGITS + j] = (t if a > ZERO else ONE) / (ONE + t)
             continue
+        scale = min(np.float64(log_scale[j]) + np.float64(depth), 0.0)
         e = math.exp(min(-np.float64(logits[j]), 80.0))
         gap = max(e - math.expm1(scale), 1e-30)  # (1 - p)(1 + e)
         slope = -math.exp(scale) / gap
@@ -71,33 +77,40 @@ def _others(x, logits, log_scale, work, place):
 
 
 # The table of arguments, as `_nb_compiled` has them.
-(TAKEN, ROWS, COLS, SHARE_ROWS, SUMMED, PERIOD, LOGITS_STEP, SCALE_STEP) = range(8)
-(COUNT, LOGITS, LOG_SCALE, OUT, TO_LOGITS, TO_SCALE, TABLE_SIZE) = range(8, 15)
+(TAKEN, ROWS, COLS, SHARE_ROWS, SUMMED, PERIOD, LOGITS_STEP, SCALE_STEP, DEPTH_STEP) = range(9)
+(COUNT, LOGITS, LOG_SCALE, LOG_DEPTH, OUT, TO_LOGITS, TO_SCALE, TO_DEPTH, TABLE_SIZE) = range(9, 18)
 
 
 def _run(pointer):
     """Work through shares of rows until all are taken; any number of threads may do so at once."""
     table = numba.carray(pointer, TABLE_SIZE)
     rows, cols, share, summed = table[ROWS], table[COLS], table[SHARE_ROWS], table[SUMMED]
-    work = np.empty(4 * TILE, np.float32)
-    place = np.empty(TILE, np.int32)
+    work = np.empty(3 * TILE, np.float32)
+    mark, place = np.empty(TILE, np.int8), np.empty(TILE, np.int32)
     while True:
         start = _take(pointer) * share
         if start >= rows:
             return
         for row in range(start, min(start + share, rows)):
-            total = 0.0
+            total = slopes = 0.0
+            depth = ZERO
+            if table[LOG_DEPTH]:
+                depth = _vector(table[LOG_DEPTH], row * table[DEPTH_STEP], 1)[0]
             for left in range(0, cols, TILE):
                 n = min(TILE, cols - left)
                 x = _vector(table[COUNT], (row % table[PERIOD]) * cols + left, n)
                 a = _vector(table[LOGITS], row * table[LOGITS_STEP] + left, n)
                 s = _vector(table[LOG_SCALE], row * table[SCALE_STEP] + left, n)
-                _part(x, a, s, work)
-                _others(x, a, s, work, place)
+                _part(x, a, s, depth, work, mark)
+                _others(x, a, s, depth, work, mark, place)
                 if summed:
                     total += _sum(work[VALUE : VALUE + n])
+                if table[TO_DEPTH]:
+                    slopes += _sum(work[GRAD_SCALE : GRAD_SCALE + n])
                 for k in range(1 if summed else 0, 3):
                     if table[OUT + k]:
                         _copy(work[k * TILE :], _vector(table[OUT + k], row * cols + left, n))
             if summed:
                 _vector(table[OUT], row, 1)[0] = total
+            if table[TO_DEPTH]:
+                _vector(table[TO_DEPTH], row, 1)[0] = slopes

@@ -7,7 +7,7 @@ so only zeros are worked out everywhere.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,11 +22,20 @@ _LIKELY = 0.5
 
 
 def scaled_bernoulli_log_prob(
-    value: Tensor, logits: Tensor, log_scale: Tensor, event_ndims: int, batch_shape: torch.Size
+    value: Tensor,
+    logits: Tensor,
+    log_scale: Tensor,
+    log_depth: Tensor | None,
+    event_ndims: int,
+    batch_shape: torch.Size,
 ) -> Tensor:
-    """Log-probability of zeros and ones, summed over the last ``event_ndims`` dimensions. First derivatives
-    only."""
-    return _ScaledBernoulliLogProb.apply(value, logits, log_scale, event_ndims, batch_shape)
+    """Log-probability of zeros and ones, summed over the last ``event_ndims`` dimensions; the scale is that
+    of both logs. First derivatives only."""
+    if log_depth is not None:
+        layout = Layout.of(event_ndims, value.shape, batch_shape)
+        if layout.column(log_depth) is None or log_depth.dtype != log_scale.dtype:
+            log_scale, log_depth = log_scale + log_depth, None
+    return _ScaledBernoulliLogProb.apply(value, logits, log_scale, log_depth, event_ndims, batch_shape)
 
 
 class _ScaledBernoulliLogProb(torch.autograd.Function):
@@ -36,6 +45,7 @@ class _ScaledBernoulliLogProb(torch.autograd.Function):
         value: Tensor,
         logits: Tensor,
         log_scale: Tensor,
+        log_depth: Tensor | None,
         event_ndims: int,
         batch_shape: torch.Size,
     ) -> Tensor:
@@ -43,7 +53,9 @@ class _ScaledBernoulliLogProb(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, log_scale.dtype)
         inner = compute_dtype(dtype)
         views = [layout.view(logits.to(inner)), layout.view(log_scale.to(inner))]
-        needs = ctx.needs_input_grad[1:3]
+        if log_depth is not None:
+            views.append(cast(Tensor, layout.column(log_depth.to(inner))))
+        needs = ctx.needs_input_grad[1 : 1 + len(views)]
         if _compiled.suits(value, views, layout, "scaled_bernoulli"):
             out, grads = _compiled.evaluate(value, views, layout, needs, "scaled_bernoulli")
         else:
@@ -51,21 +63,24 @@ class _ScaledBernoulliLogProb(torch.autograd.Function):
             grads = [g if need else None for g, need in zip(found, needs, strict=True)]
             out = result.sum(1) if event_ndims else result
         if any(needs):
-            ctx.save_for_backward(logits, log_scale, *grads)
+            depth = [] if log_depth is None else [log_depth]
+            ctx.save_for_backward(logits, log_scale, *depth, *grads)
         ctx.layout = layout
         return out.reshape(layout.out_shape).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, grads = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
-        return None, *first_derivatives(ctx.layout, upstream, inputs, grads), None, None
+        n = len(ctx.saved_tensors) // 2
+        inputs, grads = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        found = first_derivatives(ctx.layout, upstream, inputs, grads)
+        return None, *found, *[None] * (3 - n), None, None
 
 
 def _evaluate(
     value: Tensor, views: list[Tensor], layout: Layout, grad: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Log-probability and, if asked, gradients in logits and log scale, as (rows, cols) matrices."""
-    logits, log_scale = views[0], views[1].clamp(max=0)
+    logits, log_scale = views[0], sum(views[2:], views[1]).clamp(max=0)
     full = (layout.rows, layout.cols)
     if logits.dim() == log_scale.dim() == 1:
         logits = logits.expand(full)
@@ -86,7 +101,9 @@ def _evaluate(
         if grad:
             grads[0].view(-1).index_copy_(0, nonzero.index, torch.sigmoid(-at))
             grads[1].view(-1).index_fill_(0, nonzero.index, 1.0)
-    return result, [*grads] if grad else [None, None]
+    if not grad:
+        return result, [None] * len(views)
+    return result, [*grads, *(grads[1].sum(1, keepdim=True) for _ in views[2:])]
 
 
 def _zeros(logits: Tensor, log_scale: Tensor, out: list[Tensor]) -> None:

@@ -27,6 +27,8 @@ class ScaledBernoulli(CountDistribution):
         :math:`a`, real.
     log_scale
         :math:`\log s \le 0`; larger values are taken as 0.
+    log_depth
+        A further part of :math:`\log s`, such as that of a cell, (..., 1); None for none.
     validate_args
         Check parameters and values; ``None`` follows the library's setting.
 
@@ -51,7 +53,11 @@ class ScaledBernoulli(CountDistribution):
     tensor([0.7500, 0.2500])
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": real, "log_scale": real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "logits": real,
+        "log_scale": real,
+        "log_depth": real,
+    }
     support = constraints.boolean  # type: ignore[assignment]  # whole numbers too
 
     logits: Tensor
@@ -61,9 +67,10 @@ class ScaledBernoulli(CountDistribution):
         self,
         logits: Tensor | float,
         log_scale: Tensor | float = 0.0,
+        log_depth: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        tensors = as_tensors(logits=logits, log_scale=log_scale)
+        tensors = as_tensors(logits=logits, log_scale=log_scale, log_depth=log_depth)
         shape = torch.broadcast_shapes(*(arg.shape for arg in tensors.values()))
         self._setup(tensors, shape, validate_args)
 
@@ -71,9 +78,16 @@ class ScaledBernoulli(CountDistribution):
         return super()._plainly_valid(value) and float(value.detach().max()) <= 1
 
     @lazy_property
+    def log_depth(self) -> Tensor:
+        """0, where none was given."""
+        return self.logits.new_zeros(()).expand(self.batch_shape)
+
+    @lazy_property
     def probability(self) -> Tensor:
         """P(1), of the batch shape."""
-        return (self.log_scale.clamp(max=0) + torch.nn.functional.logsigmoid(self.logits)).exp()
+        return (
+            (self.log_scale + self.log_depth).clamp(max=0) + torch.nn.functional.logsigmoid(self.logits)
+        ).exp()
 
     @property
     def mean(self) -> Tensor:
@@ -92,7 +106,7 @@ class ScaledBernoulli(CountDistribution):
     def _log_prob(self, value: Tensor, event_ndims: int) -> Tensor:
         args: dict[str, Any] = self._args
         return scaled_bernoulli_log_prob(
-            value, args["logits"], args["log_scale"], event_ndims, self.batch_shape
+            value, args["logits"], args["log_scale"], args.get("log_depth"), event_ndims, self.batch_shape
         )
 
     def sample(self, sample_shape: Shape = SCALAR) -> Tensor:

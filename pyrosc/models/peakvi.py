@@ -21,6 +21,7 @@ from pyrosc.models.base import Model
 from pyrosc.models.scvi import GeneParameter
 from pyrosc.nn import MLP, Covariates, CovariateSpec, NormalEncoder
 from pyrosc.nn.layers import Norm
+from pyrosc.nn.sparse import SparseRows
 from pyrosc.train.plan import Plan
 
 #: Least product of cell and region factors at the start: what is open in all cells of a kind is seen in this
@@ -149,6 +150,7 @@ class PEAKVI(Accessibility, Model):
             norm,
             dropout_rate,
             activation=leaky,
+            sparse=True,
         )
         self.thin = Thin(input_dropout_rate)
         self.decoder = MLP(n_latent, n_hidden, n_layers_decoder, self.spec, inject, norm, activation=leaky)
@@ -184,14 +186,12 @@ class PEAKVI(Accessibility, Model):
             else:
                 z = pyro.sample("z", prior)
             logits = self.head(self.decoder(z, covariates))
-            filled = self.filled("x", x)
-            features = self._features(filled)
-            log_d, log_r = self._log_cell_factor(x, features), self.log_region_factors()
+            log_d = self._log_cell_factor(x, self._features(self.filled("x", x)))
+            log_r = self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
             if not self.training:  # no part of the objective, and as large as the data
                 pyro.deterministic("p", self.accessibility(logits, log_r), event_dim=1)
-            seen = features if self.binary_input and filled is x else None
-            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r, seen)
+            value, law = self.law(x, logits, log_d.unsqueeze(-1), log_r)
             pyro.sample("x", law.to_event(1), obs=value)
 
     def guide(
@@ -210,11 +210,14 @@ class PEAKVI(Accessibility, Model):
             loc, scale = self.encoder(self.thin(self._features(x)), covariates)
             pyro.sample(name, dist.Normal(loc, scale).to_event(1))
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor | SparseRows:
         """What the networks see of the data, (n, g)."""
+        sparse = SparseRows.of(x)
+        if sparse is not None:
+            return sparse.map((lambda v: np.minimum(v, 1)) if self.binary_input else np.log1p)
         return x.clamp(max=1) if self.binary_input else x.log1p()  # of whole numbers
 
-    def _log_cell_factor(self, x: Tensor, features: Tensor) -> Tensor:
+    def _log_cell_factor(self, x: Tensor, features: Tensor | SparseRows) -> Tensor:
         """Log of d, (n,); of the fragments of the cell for the Poisson law."""
         if self.likelihood == "poisson":
             return x.sum(-1).log()
@@ -242,12 +245,10 @@ class PEAKVI(Accessibility, Model):
             log_rate = log_rate.masked_fill(~measured, -torch.inf)
         return log_rate.logsumexp(-1, keepdim=True)
 
-    def law(
-        self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor, seen: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """What is observed of the fragments, and its law region by region; `seen` is 1[x > 0], if known."""
+    def law(self, x: Tensor, logits: Tensor, log_d: Tensor, log_r: Tensor) -> tuple[Tensor, Any]:
+        """What is observed of the fragments, and its law region by region."""
         if self.likelihood == "bernoulli":
-            return x.clamp(max=1) if seen is None else seen, ScaledBernoulli(logits, log_d + log_r)
+            return x.clamp(max=1), ScaledBernoulli(logits, log_r, log_d)
         if self.likelihood == "poisson":
             log_rate = logits + log_r
             return x, Poisson(log_mean=log_rate - self._log_total(log_rate) + log_d)
@@ -322,7 +323,7 @@ def _logit(p: np.ndarray | float) -> Any:
 
 
 class Thin(nn.Module):
-    """Dropout of what is not zero, which costs what there is of it.
+    """Dropout; of sparse inputs it costs what there is of them.
 
     Parameters
     ----------
@@ -336,16 +337,13 @@ class Thin(nn.Module):
             raise ValueError(f"input_dropout_rate is a share in [0, 1), not {rate}")
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | SparseRows) -> Tensor | SparseRows:
         """(..., g) to (..., g), the values left in divided by 1 - `rate`."""
         if not self.training or self.rate == 0:
             return x
-        if x.device.type != "cpu":
-            return nn.functional.dropout(x, self.rate)
-        at = torch.from_numpy(np.flatnonzero(x.detach().numpy()))
-        out = x / (1 - self.rate)
-        out.view(-1).index_fill_(0, at[torch.rand(len(at)) < self.rate], 0.0)
-        return out
+        if isinstance(x, SparseRows):
+            return x.map(lambda v: v * (torch.rand(len(v)) >= self.rate).numpy() / np.float32(1 - self.rate))
+        return nn.functional.dropout(x, self.rate)
 
 
 class CellFactor(nn.Module):
@@ -364,13 +362,13 @@ class CellFactor(nn.Module):
 
     def __init__(self, n_regions: int, n_hidden: int, n_layers: int, norm: Norm) -> None:
         super().__init__()
-        self.network = MLP(n_regions, n_hidden, n_layers, norm=norm, activation=nn.LeakyReLU())
+        self.network = MLP(n_regions, n_hidden, n_layers, norm=norm, activation=nn.LeakyReLU(), sparse=True)
         self.head = nn.Linear(n_hidden, 1)
         self.slope = nn.Parameter(torch.ones(()))
         # mean and standard deviation over cells of the log of the total
         self.register_buffer("centre", torch.tensor([0.0, 1.0]))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor | SparseRows) -> Tensor:
         """(n, g) to (n,)."""
         total = (features.sum(-1).clamp(min=1).log() - self.centre[0]) / self.centre[1]
         return self.head(self.network(features)).squeeze(-1) + self.slope * total

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pyrosc.nn.covariates import CovariateEffects, Covariates, CovariateSpec
+from pyrosc.nn.sparse import SparseLinear, SparseRows
 
 Norm = Literal["batch", "layer", "none"]
 NO_COVARIATES = CovariateSpec((), 0)
@@ -40,6 +41,8 @@ class Layer(nn.Module):
         Share of hidden units left out while training, in [0, 1).
     activation
         Default ReLU.
+    sparse
+        Whether inputs may be `SparseRows`.
     """
 
     def __init__(
@@ -51,9 +54,12 @@ class Layer(nn.Module):
         dropout: float = 0.0,
         activation: nn.Module | None = None,
         momentum: float = 0.1,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
+        self.linear: nn.Linear | SparseLinear = (
+            SparseLinear(n_in, n_out) if sparse else nn.Linear(n_in, n_out)
+        )
         self.effects = CovariateEffects(covariates, n_out, n_in)
         if norm == "batch":
             self.norm: nn.Module = FlatBatchNorm(n_out, eps=1e-3, momentum=momentum)
@@ -66,7 +72,7 @@ class Layer(nn.Module):
         self.activation = nn.ReLU() if activation is None else activation
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def forward(self, h: Tensor, covariates: Covariates | None = None) -> Tensor:
+    def forward(self, h: Tensor | SparseRows, covariates: Covariates | None = None) -> Tensor:
         """(..., n_in) to (..., n_out)."""
         h = self.linear(h)
         if covariates is not None:
@@ -87,6 +93,8 @@ class MLP(nn.Module):
         Whether they enter each layer (True) or the first only.
     norm, dropout, activation
         As in `Layer`.
+    sparse
+        Whether inputs may be `SparseRows`.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class MLP(nn.Module):
         norm: Norm = "batch",
         dropout: float = 0.0,
         activation: nn.Module | None = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         if n_layers < 1:
@@ -111,16 +120,18 @@ class MLP(nn.Module):
                 norm,
                 dropout,
                 activation,
+                sparse=sparse and i == 0,
             )
             for i in range(n_layers)
         )
         self.inject = inject
 
-    def forward(self, h: Tensor, covariates: Covariates | None = None) -> Tensor:
+    def forward(self, h: Tensor | SparseRows, covariates: Covariates | None = None) -> Tensor:
         """(..., n_in) to (..., n_hidden)."""
+        out: Any = h
         for i, layer in enumerate(self.layers):
-            h = layer(h, covariates if self.inject or i == 0 else None)
-        return h
+            out = layer(out, covariates if self.inject or i == 0 else None)
+        return out
 
 
 class NormalEncoder(nn.Module):
@@ -132,7 +143,7 @@ class NormalEncoder(nn.Module):
     ----------
     n_in, n_out
         Number of inputs and of latent dimensions.
-    n_hidden, n_layers, covariates, inject, norm, dropout, activation
+    n_hidden, n_layers, covariates, inject, norm, dropout, activation, sparse
         As in `MLP`.
     floor
         Least variance.
@@ -150,14 +161,15 @@ class NormalEncoder(nn.Module):
         dropout: float = 0.1,
         floor: float = 1e-4,
         activation: nn.Module | None = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.network = MLP(n_in, n_hidden, n_layers, covariates, inject, norm, dropout, activation)
+        self.network = MLP(n_in, n_hidden, n_layers, covariates, inject, norm, dropout, activation, sparse)
         self.loc = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
         self.floor = floor
 
-    def forward(self, x: Tensor, covariates: Covariates | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | SparseRows, covariates: Covariates | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each (..., n_out)."""
         h = self.network(x, covariates)
         return self.loc(h), (self.log_variance(h).exp() + self.floor).sqrt()

@@ -75,6 +75,30 @@ def test_the_compiled_kernel_gives_the_same(event: int, shared: str, monkeypatch
         torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("event", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(21, 1), (4, 21, 1), (1500,), (), (21, 1500)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_scale_in_two_parts_is_their_sum(event: int, shape: tuple[int, ...], dtype: torch.dtype):
+    """A part per row is passed to the kernels as it is; others are added before."""
+    x, a, s = random_case(21, 1500)
+    a = a.to(dtype).expand(*shape[:-2], 21, 1500)
+    rng = np.random.default_rng(1)
+    depth = torch.as_tensor(rng.normal(-0.5, 1, shape), dtype=dtype)
+    found = []
+    for apart in (True, False):
+        one, two, three = (
+            t.clone().requires_grad_() for t in (a, s[:, 0].mean() + 0.1 * s[0].to(dtype), depth)
+        )
+        law = ScaledBernoulli(one, two, three) if apart else ScaledBernoulli(one, two + three)
+        assert law.batch_shape == a.shape
+        value = law.to_event(event).log_prob(x.to(dtype))
+        (value * torch.linspace(0.5, 2, value.numel(), dtype=dtype).reshape(value.shape)).sum().backward()
+        found.append((value.detach(), law.probability.detach(), one.grad, two.grad, three.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=1e-3 if dtype == torch.float32 else 1e-9)
+
+
 def test_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_compiled, "SHARE", 500)
     x, a, s = random_case(70, 300, seed=1)
@@ -82,7 +106,8 @@ def test_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            out, grads = _compiled.evaluate(x, [a, s], layout, [True, True], "scaled_bernoulli")
+            views = [a, s, s[:, :1].contiguous()]
+            out, grads = _compiled.evaluate(x, views, layout, [True, True, True], "scaled_bernoulli")
             results.append([out, *grads])
     finally:
         torch.set_num_threads(before)
