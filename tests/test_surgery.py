@@ -324,16 +324,21 @@ def test_the_mean_of_the_reference_for_missing_genes(case, tmp_path):
     whole = np.concatenate([x.sum(1, keepdims=True) / mean[4:].sum() * mean[:4], x], axis=1)
     batch = next(iter(mapped.batches(mapped.dataset(), np.arange(50))))[1]
     site = "z_raw" if "z_raw" in mapped.latent_sites() else "z"
+    inputs = mapped.inputs(batch)
+    seen = inputs | {"x": torch.as_tensor(whole, dtype=torch.float32)}
+    assert not inputs["x"][:, :4].any()  # the model's own argument
     with torch.no_grad(), mapped.minibatch(batch):
-        inputs = mapped.inputs(batch)
         np.testing.assert_allclose(mapped.filled("x", inputs["x"]).numpy(), whole, rtol=2e-5)
-        assert not inputs["x"][:, :4].any()  # the model's own argument
-        seen = inputs | {"x": torch.as_tensor(whole, dtype=torch.float32)}
-        traces = [
-            pyro.poutine.trace(g).get_trace(**i) for g, i in ((mapped.guided, inputs), (mapped.guide, seen))
-        ]
-    means = [t.nodes[site]["fn"].mean for t in traces]
+        found = pyro.poutine.trace(mapped.guided).get_trace(**inputs)
+    with torch.no_grad():  # as if of cells with all genes
+        direct = pyro.poutine.trace(mapped.guide).get_trace(**seen)
+    means = [t.nodes[site]["fn"].mean for t in (found, direct)]
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-5)
+    if "library" in mapped.latent_sites():  # counts the genes measured, as the model's does
+        lost = np.log(mean[4:].sum() / mean.sum())
+        torch.testing.assert_close(
+            found.nodes["library"]["fn"].mean, direct.nodes["library"]["fn"].mean + lost, rtol=1e-4, atol=1e-4
+        )
     quickly(mapped)
     assert_identical(expected, results(mapped, reference))
     mapped.save(tmp_path / "m")
@@ -342,6 +347,29 @@ def test_the_mean_of_the_reference_for_missing_genes(case, tmp_path):
     model.save(tmp_path / "reference")
     apart = type(model).from_reference(tmp_path / "reference", query, missing_genes="mean")
     assert apart.registry.fields["x"].means == mapped.registry.fields["x"].means
+
+
+def test_labels_are_learned_from_filled_counts():
+    """scANVI's classifier sees the latent space that cells get, in training too."""
+    reference, query = reference_and_query()
+    model = fitted(*CASES["scanvi"], reference)
+    mapped = pyrosc.surgery(model, query[:, 4:].copy(), missing_genes="mean", labels=True)
+    batch = next(iter(mapped.batches(mapped.dataset(), np.arange(50))))[1]
+    with torch.no_grad(), mapped.minibatch(batch):
+        mean = mapped._posterior_of_z(batch)[0].numpy()
+    np.testing.assert_allclose(mean, mapped.get_latent_representation(), rtol=1e-4, atol=1e-5)
+    quickly(mapped)
+
+
+def test_encoders_that_do_not_take_means_say_so():
+    reference, query = reference_and_query()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = pyrosc.PEAKVI.from_anndata(
+            reference, batch_key="batch", counts="fragments", encode_covariates=True
+        ).fit(2, **QUIET)
+    with pytest.raises(ValueError, match="encoder of PEAKVI does not take means"):
+        pyrosc.surgery(model, query[:, 4:].copy(), missing_genes="mean")
 
 
 def test_a_model_without_means_cannot_fill_them_in(scvi, tmp_path):

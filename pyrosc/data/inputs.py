@@ -147,6 +147,8 @@ def as_if(transform_batch: str | Sequence[str] | None, do: Mapping[str, Any] | N
     batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
     if not batches:
         raise ValueError("transform_batch is empty; name a batch, or leave it out")
+    if None in batches:
+        raise ValueError("transform_batch names batches; leave it out for each cell's own")
     return [{**(do or {}), "batch": b} for b in batches]
 
 

@@ -84,7 +84,8 @@ class Matrix:
             return torch.from_numpy(self.rows(index))
         sparse = self.sparse_rows(index).astype(np.float32, copy=False)
         out = torch.from_numpy(sparse.toarray())
-        out._csr_rows = sparse  # type: ignore[attr-defined]  # not of what is made from the tensor
+        # not of what is made from the tensor, nor after it was written to
+        out._csr_rows = sparse, out._version  # type: ignore[attr-defined]
         return out
 
     def _padded(self, block: Any) -> Any:
@@ -160,11 +161,17 @@ class Matrix:
 
 
 def rows_of(x: Tensor) -> sp.csr_matrix | None:
-    """The sparse rows that a tensor of counts was made from, without repeated entries; None if not known."""
-    rows: sp.csr_matrix | None = getattr(x, "_csr_rows", None)
-    if rows is not None:
-        rows.sum_duplicates()
-    return rows
+    """The sparse rows that a tensor of counts was made from, with each value that is not zero once, in order.
+
+    None if they are not known.
+    """
+    rows, version = getattr(x, "_csr_rows", (None, 0))
+    if rows is None or version != x._version:
+        return None
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    found: sp.csr_matrix = rows
+    return found
 
 
 @dataclass

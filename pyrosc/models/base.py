@@ -55,6 +55,9 @@ class Model(Objective, Results, metaclass=Built):
     features
         Sites of normalised expression by field, for models of several modalities: site name to the field
         whose features its columns are. Empty for models with `expression` alone.
+    takes_means
+        Whether the guide makes sense of the mean of counts in place of counts (``missing_genes="mean"`` of
+        `pyrosc.surgery`).
     recoded
         Latent sites whose guide is a function of other latent sites and of covariates: under what-if values
         (``do``) they are decoded anew, as of the cell that is imagined, and not kept as inferred.

@@ -27,6 +27,7 @@ class Hooks(nn.Module):
     expression: ClassVar[str] = "rho"
     effect_scale: str = "lfc"
     features: ClassVar[Mapping[str, str]] = {}
+    takes_means: ClassVar[bool] = True
     recoded: ClassVar[tuple[str, ...]] = ()
     label: ClassVar[str | None] = None
     positive: ClassVar[str | None] = None

@@ -91,10 +91,11 @@ class Objective(Hooks):
     def measured(self, field: str) -> Tensor | None:
         """Which genes of a counts field the cells of the minibatch at hand have, (g,) bool; None for all.
 
-        The others are zero, and their likelihood is left out; see `pyrosc.surgery`.
+        The others are zero, and their likelihood is left out; see `pyrosc.surgery`. A guide whose counts are
+        `filled` sees all.
         """
         present: dict[str, Tensor] = getattr(self, "_present", {})
-        return present.get(field)
+        return None if getattr(self, "_filling", False) else present.get(field)
 
     def filled(self, field: str, x: Tensor) -> Tensor:
         """Counts (..., n, g) as encoders see them: at the reference's mean in genes that the cells lack.
@@ -110,10 +111,28 @@ class Objective(Hooks):
             mean = mean * (x.sum(-1, keepdim=True) / mean[measured].sum())
         return torch.where(measured, x, mean)
 
+    def log_share_measured(self, field: str) -> Tensor | float:
+        """Log of the share of the reference's counts that is in genes measured; 0 where none are `filled`.
+
+        What a guide says of the total of filled counts is higher than that of what was counted by so much.
+        """
+        present: dict[str, Tensor] = getattr(self, "_present", {})
+        if field not in present or self.surgery is None or self.surgery.missing_genes != "mean":
+            return 0.0
+        mean = getattr(self, self.surgery.mean_of(field))
+        return (mean[present[field]].sum() / mean.sum()).log()
+
     def guided(self, **inputs: Tensor) -> Any:
         """The guide on arguments of the model, with their counts `filled`."""
+        if self.surgery is None or self.surgery.missing_genes != "mean":
+            return self.guide(**inputs)
         counts = [n for n in getattr(self, "_present", {}) if n in inputs]
-        return self.guide(**(inputs | {n: self.filled(n, inputs[n]) for n in counts}))
+        filled = inputs | {n: self.filled(n, inputs[n]) for n in counts}
+        object.__setattr__(self, "_filling", True)
+        try:
+            return self.guide(**filled)
+        finally:
+            object.__setattr__(self, "_filling", False)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The arguments of model and guide in a minibatch."""

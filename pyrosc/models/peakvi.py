@@ -91,6 +91,7 @@ class PEAKVI(Accessibility, Model):
     elbo = PathwiseELBO(analytic_kl=True)
     vectorized = True
     expression = "p"
+    takes_means = False  # the encoder sees whether a region is open, and how many are
     # What a cell shows is little, and where the KL weighs one from early on few dimensions come to be used.
     plan = Plan(steps=2000, warmup=0.9)
     slots: ClassVar = {
@@ -186,7 +187,7 @@ class PEAKVI(Accessibility, Model):
             else:
                 z = pyro.sample("z", prior)
             logits = self.head(self.decoder(z, covariates))
-            log_d = self._log_cell_factor(x, self._features(self.filled("x", x)))
+            log_d = self._log_cell_factor(x, self._features(x))
             log_r = self.log_region_factors()
             pyro.deterministic("cell_factor", log_d.exp(), event_dim=0)
             if not self.training:  # no part of the objective, and as large as the data
@@ -342,8 +343,16 @@ class Thin(nn.Module):
         if not self.training or self.rate == 0:
             return x
         if isinstance(x, SparseRows):
-            return x.map(lambda v: v * (torch.rand(len(v)) >= self.rate).numpy() / np.float32(1 - self.rate))
-        return nn.functional.dropout(x, self.rate)
+            return x.map(self._thinned)
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.rate)
+        out, at = x.clone(), x != 0  # the same draws as of sparse rows
+        out[at] = torch.from_numpy(self._thinned(x[at].numpy()))
+        return out
+
+    def _thinned(self, values: np.ndarray) -> np.ndarray:
+        keep: np.ndarray = (torch.rand(len(values)) >= self.rate).numpy()
+        return values * keep / values.dtype.type(1 - self.rate)
 
 
 class CellFactor(nn.Module):

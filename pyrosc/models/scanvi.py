@@ -150,7 +150,8 @@ class SCANVI(SCVI):
         if lacking > 0:  # few labels: the minibatch brings too few of them, or none
             chosen = torch.randint(len(self._labelled()), (lacking,)).numpy()
             more = load_batch(self.datasets, {MAIN: self._labelled()[chosen]}, z.device)
-            loc, scale = self._posterior_of_z(self.inputs(more))
+            with self.minibatch(more):
+                loc, scale = self._posterior_of_z(more)
             drawn = loc if self.reference else loc + scale * torch.randn_like(loc)
             z, labels = torch.cat([z, drawn]), torch.cat([labels, more["labels"]])
         if not len(labels):
@@ -158,13 +159,13 @@ class SCANVI(SCVI):
         return {"classification": self.classification_weight * F.cross_entropy(self.classifier(z), labels)}
 
     def _posterior_of_z(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of q(z | x)."""
+        """Mean and standard deviation of q(z | x) in the minibatch at hand."""
         covariates = None
         if self.encode_covariates:
             rows = self._batch_rows(RandomEffects.means)
             categorical, continuous = batch["categorical_covariates"], batch["continuous_covariates"]
             covariates = self._covariates(batch["batch"], categorical, continuous, rows)
-        x = batch["x"]
+        x = self.filled("x", batch["x"])
         return self.encoder(x.log1p() if self.log_input else x, covariates)
 
     def _labelled(self) -> np.ndarray:
@@ -184,8 +185,10 @@ class SCANVI(SCVI):
         codes = dataset.codes("labels")[rows]
         rows, codes = rows[codes >= 0], codes[codes >= 0]
         if len(rows):
-            with torch.no_grad():
-                parts = [self.classifier(self._posterior_of_z(b)[0]) for _, b in self.batches(dataset, rows)]
+            parts = []
+            for _, batch in self.batches(dataset, rows):
+                with torch.no_grad(), self.minibatch(batch):
+                    parts.append(self.classifier(self._posterior_of_z(batch)[0]))
             self.temperature.fill_(fit_temperature(torch.cat(parts), torch.as_tensor(codes)))
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:

@@ -237,6 +237,7 @@ class SCVI(Model):
         z = self._latent_guide(features, seen, labels)
         if not self.observed_library:
             loc, scale = self.library_encoder(features, seen)
+            loc = loc + self.log_share_measured("x")
             pyro.sample("library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
         return z
 

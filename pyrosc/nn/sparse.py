@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrosc.data.matrix import rows_of
 
 #: Share of values that are not zero up to which a layer is faster without the others.
-_FEW = 0.1
+_FEW = 0.05
 
 
 class SparseRows:
@@ -84,6 +84,12 @@ class SparseLinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight as ``nn.Linear`` has it, (n_out, n_in): a view."""
         return self.rows.t()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        weight = state.pop(prefix + "weight", None)  # as ``nn.Linear`` and earlier versions save it
+        if weight is not None:
+            state[prefix + "rows"] = weight.t()
+        super()._load_from_state_dict(state, prefix, *args)
 
     def forward(self, h: Tensor | SparseRows) -> Tensor:
         """(..., n_in) to (..., n_out)."""

@@ -155,9 +155,10 @@ def surgery(
         Go on where the guide does not see the new categories (``encode_covariates=False``), so that only
         the decoder adapts and the query's latent space is that of the reference's encoder.
     missing_genes
-        Genes of the model that the query lacks are left out of the likelihood by ``"mask"``, and are zero
-        for the encoder; so they are by ``"mean"``, where the encoder sees the mean of the reference's cells,
-        at the depth of each cell. ``"zero"`` takes them as zero counts, as scvi-tools does.
+        What becomes of genes of the model that the query lacks. ``"mask"``: they are left out of the
+        likelihood, and the encoder sees zeros. ``"mean"``: they are left out of the likelihood, and the
+        encoder sees the mean of the reference's cells at the depth of each cell. ``"zero"``: they are zero
+        counts, as in scvi-tools.
     shrinkage
         Weight of the prior that holds the new rows to the reference's (`Surgery.penalty`); 0 for none.
 
@@ -186,7 +187,7 @@ def surgery(
     name = type(model).__name__
     _check(model, name, missing_genes, shrinkage)
     before = model.registry
-    _check_genes(before, query, name)
+    _check_genes(before, query, name, missing_genes)
     registry = before.extend(query, labels=labels, missing=True)
     dataset = Dataset(query, registry, name)
     grown = _new_categories(before, registry)
@@ -223,6 +224,11 @@ def surgery(
 
 def _check(model: Model, name: str, missing_genes: str, shrinkage: float) -> None:
     one_of("missing_genes", missing_genes, ("mask", "mean", "zero"))
+    if missing_genes == "mean" and not model.takes_means:
+        raise ValueError(
+            f"the encoder of {name} does not take means of counts in place of counts; leave "
+            "missing_genes='mask'"
+        )
     if shrinkage < 0:
         raise ValueError(f"shrinkage is 0 or more, not {shrinkage}")
     if list(model.registries) != [MAIN]:
@@ -242,7 +248,7 @@ def _check(model: Model, name: str, missing_genes: str, shrinkage: float) -> Non
         )
 
 
-def _check_genes(registry: Registry, query: Any, name: str) -> None:
+def _check_genes(registry: Registry, query: Any, name: str, missing_genes: str) -> None:
     for field, state in registry.fields.items():
         if state.kind != "counts":
             continue
@@ -259,8 +265,8 @@ def _check_genes(registry: Registry, query: Any, name: str) -> None:
             warn(
                 f"the query has {shared:,} of the {len(state.names):,} genes of {name} "
                 f"({shared / len(state.names):.0%}); missing are {listed(absent)}. The encoder takes them as "
-                "zero, and where many are missing it maps cells to the wrong place: prefer a reference of "
-                "shared genes"
+                f"{'the mean' if missing_genes == 'mean' else 'zero'}, and where many are missing it may map "
+                "cells to the wrong place: prefer a reference of shared genes"
             )
 
 

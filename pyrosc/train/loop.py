@@ -288,7 +288,8 @@ class Run:
             loss = loss + model.surgery.penalty(model) / sum(model.n_train.values())
         owned: dict[str, Tensor] = {}
         if record is not None:
-            terms = model.auxiliary(model.inputs(batch), record.sites, self.step, weight)
+            with model.minibatch(batch):
+                terms = model.auxiliary(model.inputs(batch), record.sites, self.step, weight)
             for name, term in terms.items():
                 extra[name] = extra.get(name, 0.0) + float(term.detach())
                 if name in model.owners:

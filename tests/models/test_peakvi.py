@@ -16,6 +16,7 @@ from pyrosc import PEAKVI, DataError, DataWarning
 from pyrosc.data import Batch, CategoricalCovariates, ContinuousCovariates, Fragments
 from pyrosc.data.inputs import load_batch
 from pyrosc.data.reads import even_share
+from pyrosc.nn.sparse import SparseRows
 
 #: Simulated cells of which each shows something, of regions that each are seen.
 SEEN = {"open_share": 0.5, "depth": 0.8, "seed": 0}
@@ -390,6 +391,9 @@ def test_the_encoder_sees_a_part_of_a_cell_while_training():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         out = thin.train()(x)
+        torch.manual_seed(0)
+        sparse = thin(SparseRows(sp.csr_matrix(x.numpy())))
+    np.testing.assert_array_equal(sparse.matrix.toarray(), out.numpy())  # the same draws
     assert not out[x == 0].any()
     assert float((out > 0).sum() / x.sum()) == pytest.approx(0.7, abs=0.02)
     assert out.max() == pytest.approx(1 / 0.7)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyro import poutine
 from scipy import stats
 
 import pyrosc
@@ -592,3 +593,24 @@ def test_a_mudata_gives_the_same_and_gets_its_results(cells):
             data, modalities={"x": "rna", "y": "prot", "batch": "rna"}, **keys, **SMALL
         )
     assert torch.equal(whole(layered)["y"], b["y"])
+
+
+def test_the_mean_of_the_reference_is_seen_at_the_depth_of_all_genes(trained):
+    """With missing_genes='mean' the encoder's features are those of a cell with all genes."""
+    model, _ = trained
+    query = pyrosc.simulate.totalvi(50, 60, 12, seed=9).adata[:, 20:].copy()
+    query.obs["batch"] = "new"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        mapped = pyrosc.surgery(model, query, missing_genes="mean")
+    batch = whole(mapped)
+    inputs = mapped.inputs(batch)
+    with torch.no_grad(), mapped.minibatch(batch):
+        found = poutine.trace(mapped.guided).get_trace(**inputs).nodes["z"]["fn"].mean
+        filled = mapped.filled("x", inputs["x"])
+    mean = torch.tensor(model.registry.fields["x"].means)
+    depth = inputs["x"].sum(-1, keepdim=True) / mean[20:].sum()
+    torch.testing.assert_close(filled[:, :20], depth * mean[:20])
+    with torch.no_grad():
+        trace = poutine.trace(mapped.guide).get_trace(**(inputs | {"x": filled}))
+    torch.testing.assert_close(found, trace.nodes["z"]["fn"].mean)

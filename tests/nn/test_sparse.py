@@ -1,5 +1,7 @@
 """Inputs by their non-zero values: what a dense product gives, and where they come from."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -110,16 +112,22 @@ def test_only_where_it_pays_or_may():
     assert SparseRows.of(x.requires_grad_()) is None
 
 
+def some_of_each() -> np.ndarray:
+    """Counts of 200 cells in 400 regions, each seen in a few."""
+    dense = some(200, 400, density=0.03).toarray()
+    dense[np.arange(400) % 200, np.arange(400)] += 1
+    return dense
+
+
 @pytest.mark.parametrize("options", [{}, {"encoder_input": "log"}, {"likelihood": "poisson"}])
 def test_the_loss_does_not_depend_on_the_format(options: dict):
-    dense = some(60, 400).toarray()
-    dense[np.arange(400) % 60, np.arange(400)] += 1  # some of each
+    dense = some_of_each()
     losses = []
     for x in (sp.csr_matrix(dense), dense):
         adata = ad.AnnData(x)
-        adata.obs["b"] = ["u", "v"] * 30
+        adata.obs["b"] = ["u", "v"] * 100
         model = PEAKVI.from_anndata(adata, batch_key="b", counts="fragments", dropout_rate=0.0, **options)
-        batch = load_batch(model.datasets, {"main": np.arange(60)}, model.device)
+        batch = load_batch(model.datasets, {"main": np.arange(200)}, model.device)
         assert (SparseRows.of(batch["x"]) is None) == isinstance(x, np.ndarray)
         model.eval()
         with torch.random.fork_rng():
@@ -129,3 +137,43 @@ def test_the_loss_does_not_depend_on_the_format(options: dict):
         losses.append((loss.detach(), gradient))
     for a, b in zip(*losses, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_nor_does_training(tmp_path):
+    """The same draws, so that only the rounding of sums differs; from a file too."""
+    dense = some_of_each()
+    adata = ad.AnnData(sp.csr_matrix(dense))
+    adata.obs["b"] = ["u", "v"] * 100
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    spaces = []
+    for one in (adata, ad.AnnData(dense, obs=adata.obs), backed):
+        model = PEAKVI.from_anndata(one, batch_key="b", counts="fragments")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spaces.append(model.fit(2, progress=False, device="cpu").get_latent_representation())
+    backed.file.close()
+    for other in spaces[1:]:
+        np.testing.assert_allclose(other, spaces[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_tensor_that_was_written_to_has_no_rows():
+    x = Matrix(some()).tensor(np.arange(20))
+    assert SparseRows.of(x) is not None
+    x[:, :100] = 0
+    assert SparseRows.of(x) is None
+
+
+def test_explicit_zeros_are_no_values():
+    parts = sp.csr_matrix((np.array([1, 0], np.float32), np.array([1, 40]), np.array([0, 1, 2])), (2, 60))
+    assert SparseRows.of(Matrix(parts).tensor(np.arange(2))).matrix.nnz == 1
+
+
+def test_weights_of_a_linear_map_can_be_loaded():
+    """Models that were saved before have the weight as ``nn.Linear`` has it."""
+    plain, layer = nn.Linear(7, 4), SparseLinear(7, 4)
+    layer.load_state_dict(plain.state_dict())
+    assert torch.equal(layer.weight, plain.weight)
+    assert layer.rows.is_contiguous()
+    with pytest.raises(RuntimeError, match="rows"):
+        layer.load_state_dict({"bias": plain.bias})
