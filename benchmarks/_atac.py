@@ -21,18 +21,24 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 CELLS, BATCH_KEY, LABELS_KEY = 4000, "Group", "BioClassification"
-RESOLUTIONS = (0.3, 0.5, 0.8, 1.0, 1.4, 2.0)
+RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.4, 2.0)
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 Decode = Callable[[Tensor], Tensor]
 
 
-def load(n_cells: int | None = CELLS, min_cells: int = 20) -> anndata.AnnData:
-    """hemato_atac, or a fixed sample of its cells, with the peaks that are open in `min_cells` of them."""
+def load(n_cells: int | None = CELLS, min_cells: int = 20, sample: int = 0) -> anndata.AnnData:
+    """hemato_atac, or a fixed sample of its cells, with the peaks that are open in `min_cells` of them.
+
+    Samples of other numbers than 0 are of the cells that are not in that one.
+    """
     adata = anndata.read_h5ad(common.data_folder() / "hemato_atac.h5ad")
     if n_cells is not None:
-        rows = np.sort(np.random.default_rng(0).choice(adata.n_obs, n_cells, replace=False))
-        adata = adata[rows].copy()
+        rows = np.random.default_rng(0).choice(adata.n_obs, n_cells, replace=False)
+        if sample:
+            others = np.setdiff1d(np.arange(adata.n_obs), rows)
+            rows = np.random.default_rng(sample).choice(others, n_cells, replace=False)
+        adata = adata[np.sort(rows)].copy()
     x = sp.csr_matrix(adata.X)
     kept = np.asarray((x > 0).sum(0)).ravel() >= min_cells
     adata = adata[:, kept].copy()
@@ -137,9 +143,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Scores of saved latent spaces.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--all-cells", action="store_true", help="the latent spaces are of all cells")
+    parser.add_argument("--sample", type=int, default=0, help="of the cells, where not of all")
     parser.add_argument("--scib", action="store_true", help="scib-metrics too")
     args = parser.parse_args()
-    adata = load(None if args.all_cells else CELLS)
+    adata = load(None if args.all_cells else CELLS, sample=args.sample)
     found: dict[str, Any] = {}
     latents = dict(np.load(args.file))
     for name, latent in latents.items():

@@ -5,7 +5,7 @@ estimator, several seeds; then once on all cells. Clusters and integration are s
 environment, which has igraph and scib-metrics; with ``--steps`` it times training steps of both tools
 instead, in interleaved rounds::
 
-    python benchmarks/peakvi.py --peer-python PATH --seeds 0 1 2
+    python benchmarks/peakvi.py --peer-python PATH --seeds 0 1 2 [--sample 1]
     python benchmarks/peakvi.py --peer-python PATH --steps
 """
 
@@ -60,11 +60,11 @@ def adapter(model: Any, codes: np.ndarray) -> tuple[atac.Encode, atac.Decode]:
     return encode, decode
 
 
-def fit_one(n_cells: int | None, seed: int, python: str, scib: bool) -> dict[str, Any]:
+def fit_one(n_cells: int | None, sample: int, seed: int, python: str) -> dict[str, Any]:
     """Fit and score; the record."""
     import pyrosc
 
-    adata = atac.load(n_cells)
+    adata = atac.load(n_cells, sample=sample)
     train, validation = common.split(adata.n_obs)
     model = pyrosc.PEAKVI.from_anndata(adata, batch_key=atac.BATCH_KEY, counts="reads", seed=seed)
     with warnings.catch_warnings(), common.Meter() as fit:
@@ -80,20 +80,21 @@ def fit_one(n_cells: int | None, seed: int, python: str, scib: bool) -> dict[str
         "cells": adata.n_obs,
         "peaks": adata.n_vars,
         "seed": seed,
+        "sample": sample,
         **fit.as_dict(),
         "steps": int(model.history["steps"].iloc[-1]),
         **score,
-        **scores(model.get_latent_representation(), python, n_cells is None, scib),
+        **scores(model.get_latent_representation(), python, n_cells is None, sample),
     }
 
 
-def scores(latent: np.ndarray, python: str, all_cells: bool, scib: bool) -> dict[str, Any]:
+def scores(latent: np.ndarray, python: str, all_cells: bool, sample: int) -> dict[str, Any]:
     """Clusters' agreement, and integration, computed in the peer's environment."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "latent.npz"
         np.savez(file, ours=latent)
         command = [python, str(Path(atac.__file__)), str(file)]
-        command += ["--all-cells"] * all_cells + ["--scib"] * scib
+        command += ["--all-cells"] * all_cells + ["--scib", "--sample", str(sample)]
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1])["ours"]
 
@@ -151,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", help="interpreter of the environment that holds scvi-tools")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--sample", type=int, default=0, help="of the cells (see `_atac.load`)")
     parser.add_argument("--no-full", action="store_true", help="leave out the fit to all cells")
     parser.add_argument("--steps", action="store_true", help="time steps of both tools")
     parser.add_argument("--rounds", type=int, default=5)
@@ -166,10 +168,11 @@ def main() -> None:
         return time_steps(args.peer_python, args.rounds)
     path = common.RESULTS / "peakvi.json"
     kept = json.loads(path.read_text())["fits"] if path.exists() else []
-    fits = {(f["cells"], f["seed"]): f for f in kept}
-    for n_cells, seed in [(atac.CELLS, s) for s in args.seeds] + [(None, 0)] * (not args.no_full):
-        found = fit_one(n_cells, seed, args.peer_python, scib=True)
-        fits[found["cells"], seed] = found
+    fits = {(f["cells"], f.get("sample", 0), f["seed"]): f for f in kept}
+    whole = [(None, 0)] * (not args.no_full and args.sample == 0)
+    for n_cells, seed in [(atac.CELLS, s) for s in args.seeds] + whole:
+        found = fit_one(n_cells, args.sample, seed, args.peer_python)
+        fits[found["cells"], args.sample, seed] = found
         print({k: v for k, v in found.items() if k != "scib"}, flush=True)
         result = {
             "tool": "pyrosc",

@@ -113,13 +113,16 @@ def peakvi() -> str:
     peer, ours = read("peer_peakvi"), read("peakvi")
     if peer is None or ours is None:
         return PENDING
-    rows = [["scvi-tools 1.4.2", *_accessibility(peer)]]
-    same = [f for f in ours["fits"] if f["cells"] == peer["cells"]]
-    rows += [[f"pyrosc, seed {f['seed']}", *_accessibility(f)] for f in same]
+    rows, few = [], peer["cells"]
+    for sample, words in ((0, ""), (1, ", other cells")):
+        theirs = read(f"peer_peakvi_sample{sample}") if sample else peer
+        rows += [] if theirs is None else [[f"scvi-tools 1.4.2{words}", *_accessibility(theirs)]]
+        mine = [f for f in ours["fits"] if f["cells"] == few and f.get("sample", 0) == sample]
+        rows += [[f"pyrosc, seed {f['seed']}{words}", *_accessibility(f)] for f in mine]
     rows += [
         [f"pyrosc, all {f['cells']:,} cells × {f['peaks']:,}", *_accessibility(f)]
         for f in ours["fits"]
-        if f not in same
+        if f["cells"] != few
     ]
     header = ["", "processor seconds", "seconds", "held-out ELBO", "log-likelihood", "NMI, ARI at 1"]
     return table([*header, "NMI, ARI at best (clusters)", "scIB total", "bio", "batch"], rows)
@@ -138,6 +141,20 @@ def _accessibility(fit: dict[str, Any]) -> list[str]:
         f"{number(top['nmi'], 3)}, {number(top['ari'], 3)} ({number(top['clusters'], 0)})",
         *(number(scib.get(key), 3) for key in ("total", "bio", "batch")),
     ]
+
+
+def peakvi_likelihoods() -> str:
+    """PeakVI's three laws on the same cells."""
+    found = read("peakvi_likelihoods")
+    if found is None:
+        return PENDING
+    rows = []
+    for fit in found["fits"]:
+        nats = [
+            f"{number(fit[k])} ± {number(fit[f'{k}_se'])}" if k in fit else "" for k in ("seen", "fragments")
+        ]
+        rows.append([f"`{fit['likelihood']}`", number(fit["cpu_seconds"]), *nats])
+    return table(["law", "processor seconds", "whether seen", "fragments, up to 4"], rows)
 
 
 def peakvi_steps() -> str:
@@ -513,6 +530,7 @@ def render(name: str) -> str:
         step,
         cellassign,
         peakvi,
+        peakvi_likelihoods,
         peakvi_steps,
         solo,
         labels,
