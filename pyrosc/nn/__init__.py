@@ -4,6 +4,7 @@ from pyrosc.nn.committee import Committee
 from pyrosc.nn.covariates import CategoryTable, CovariateEffects, Covariates, CovariateSpec
 from pyrosc.nn.layers import MLP, CellTable, FlatBatchNorm, Layer, NormalEncoder
 from pyrosc.nn.random_effects import RandomEffects
+from pyrosc.nn.sparse import SparseLinear, SparseRows
 
 __all__ = [
     "MLP",
@@ -17,4 +18,6 @@ __all__ = [
     "Layer",
     "NormalEncoder",
     "RandomEffects",
+    "SparseLinear",
+    "SparseRows",
 ]
