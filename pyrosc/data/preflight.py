@@ -12,7 +12,7 @@ from pyrosc.data import encode as enc
 from pyrosc.data.dataset import Dataset
 from pyrosc.data.errors import DataError, listed, warn
 from pyrosc.data.matrix import CountSummary, Matrix, summarize
-from pyrosc.data.registry import FieldState
+from pyrosc.data.state import FieldState
 
 #: A standardised covariate further out than this is likely an error in the table.
 _WILD = 30.0

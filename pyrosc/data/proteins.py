@@ -13,7 +13,7 @@ from pyrosc.data import encode as enc
 from pyrosc.data.errors import DataError, listed, warn
 
 if TYPE_CHECKING:
-    from pyrosc.data.registry import FieldState
+    from pyrosc.data.state import FieldState
 
 #: Category of all cells, of models without a batch.
 _ALL = "all"

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pyrosc.data.matrix import rows_of
 
@@ -58,6 +59,7 @@ class _Product(torch.autograd.Function):
         return torch.from_numpy(matrix @ rows.detach().numpy())
 
     @staticmethod
+    @once_differentiable  # NumPy leaves no graph behind: a second derivative is refused
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return torch.from_numpy(ctx.matrix.T @ upstream[0].numpy()), None
 

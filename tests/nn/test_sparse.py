@@ -177,3 +177,11 @@ def test_weights_of_a_linear_map_can_be_loaded():
     assert layer.rows.is_contiguous()
     with pytest.raises(RuntimeError, match="rows"):
         layer.load_state_dict({"bias": plain.bias})
+
+
+def test_second_derivatives_are_refused():
+    layer = SparseLinear(300, 8)
+    out = layer(SparseRows(some())).square().sum()
+    first = torch.autograd.grad(out, layer.rows, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
