@@ -398,6 +398,21 @@ def test_missing_genes_survive_saving_and_sampling(scvi, tmp_path):
         mapped.get_latent_representation(query[:, 1:].copy())  # a gene more than the query lacked
 
 
+@pytest.mark.parametrize("way", ["mask", "mean", "zero"])
+def test_nothing_is_said_of_changes_in_genes_that_were_not_counted(way):
+    """Zeros of genes that the query lacks are no counts: no raw statistics, no effect, no call."""
+    reference, query = reference_and_query()
+    mapped = pyrosc.surgery(fitted(*CASES["scvi"], reference), query[:, 4:].copy(), missing_genes=way)
+    half = np.arange(50) < 25
+    table = mapped.differential_expression(idx1=half, idx2=~half, min_cells=1)
+    lacking, others = table.loc[query.var_names[:4]], table.loc[query.var_names[4:]]
+    said = ["lfc_mean", "lfc_lower", "lfc_unshrunken", "proba_de", "raw_mean1", "non_zeros_proportion2"]
+    assert lacking[said].isna().all(axis=None)
+    assert (lacking["n_cells1"] == 0).all()
+    assert not lacking[["is_de_fdr", "is_expressed"]].any(axis=None)
+    assert others[said].notna().all(axis=None)
+
+
 def test_few_shared_genes_are_warned_of_and_none_refused(scvi):
     model, _, query = scvi
     with pytest.warns(UserWarning, match=r"has 22 of the 30 genes of SCVI \(73%\)"):
@@ -510,6 +525,8 @@ def test_what_cannot_be_operated_on(scvi):
         model.get_latent_representation("cell_type")
     with pytest.raises(ValueError, match="missing_genes is one of 'mask', 'mean', 'zero'"):
         pyrosc.surgery(model, query, missing_genes="median")
+    with pytest.raises(TypeError, match="and then the query's AnnData; the first is AnnData"):
+        SCVI.from_reference(query, model)
     with pytest.raises(TypeError, match="the reference is a SCVI, not a SCANVI"):
         SCANVI.from_reference(model, query)
     with pytest.raises(ValueError, match="leave out n_restarts"):

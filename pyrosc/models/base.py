@@ -222,6 +222,11 @@ class Model(Objective, Results, metaclass=Built):
         **options
             Of `pyrosc.surgery`.
         """
+        if not isinstance(reference, Model | str | Path):
+            raise TypeError(
+                "from_reference takes a trained model, or the folder of one, and then the query's AnnData; "
+                f"the first is {type(reference).__name__}"
+            )
         model = reference if isinstance(reference, Model) else load(reference, cls=cls)
         if not isinstance(model, cls):
             raise TypeError(f"the reference is a {type(model).__name__}, not a {cls.__name__}")

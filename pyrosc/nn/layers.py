@@ -74,6 +74,8 @@ class Layer(nn.Module):
 
     def forward(self, h: Tensor | SparseRows, covariates: Covariates | None = None) -> Tensor:
         """(..., n_in) to (..., n_out)."""
+        if isinstance(h, SparseRows) and not isinstance(self.linear, SparseLinear):
+            raise TypeError("this layer takes tensors: make the network with sparse=True for SparseRows")
         h = self.linear(h)
         if covariates is not None:
             h = h + self.effects(covariates)

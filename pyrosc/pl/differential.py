@@ -165,6 +165,7 @@ def heatmap(
     one_of("values", values, ("z", "log2"))
     if n_genes < 1:
         raise ValueError(f"n_genes is at least 1; not {n_genes}")
+    scale_of(de)  # says so if the table is another
     means = _group_means(de)
     chosen = _leading(de, n_genes) if genes is None else list(genes)
     if absent := [g for g in chosen if g not in means.index]:

@@ -335,6 +335,9 @@ def test_differential_accessibility_finds_what_differs():
     assert table.loc[sure, "is_da_fdr"].mean() > 0.8
     assert (np.sign(table["effect_mean"])[sure] == np.sign(gap)[sure]).mean() > 0.95
     rng = np.random.default_rng(0)
+    for drawn in (pyrosc.pl.volcano, pyrosc.pl.heatmap, lambda t: pyrosc.rank_genes_groups(adata, t)):
+        with pytest.raises(ValueError, match="in place of differential_accessibility ask"):
+            drawn(table)
     null = model.differential_accessibility(idx1=rng.random(adata.n_obs) < 0.5)
     assert null["is_da_fdr"].mean() < 0.02
     seen = (adata.X > 0).toarray()

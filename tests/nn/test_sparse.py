@@ -185,3 +185,8 @@ def test_second_derivatives_are_refused():
     first = torch.autograd.grad(out, layer.rows, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_a_network_for_tensors_says_so():
+    with pytest.raises(TypeError, match="sparse=True"):
+        MLP(300, 8)(SparseRows(some()))

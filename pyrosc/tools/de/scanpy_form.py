@@ -47,6 +47,7 @@ def rank_genes_groups(adata: AnnData, de: pd.DataFrame, key_added: str = "rank_g
         If the table has several comparisons of one group, or genes that `adata` lacks.
     """
     notes = de.attrs.get("differential_expression", {})
+    scale_of(de)  # says so if the table is another
     names = _groups(de)
     absent = de.index.unique().difference(adata.var_names)
     if len(absent):

@@ -74,7 +74,9 @@ def raw_statistics(dataset: Dataset, field: str, groups: Groups, mask: str | Non
         seen = sp.csr_matrix(((block.data != 0).astype(np.float64), block.indices, block.indptr), block.shape)
         detected += (member @ seen).toarray()
     cells = np.bincount(groups.codes[rows], minlength=n_groups)
-    return RawStatistics(sums, detected, cells)
+    # genes that a query of `pyrosc.surgery` lacks were counted in no cell: their zeros say nothing
+    measured = None if matrix.present is None else np.outer(cells, matrix.present).astype(np.float64)
+    return RawStatistics(sums, detected, cells, measured)
 
 
 def _of_column(values: np.ndarray, measured: np.ndarray | None, groups: Groups) -> RawStatistics:
@@ -119,6 +121,8 @@ def rows_of(
     """Rows of one comparison, those that a reader wants first on top."""
     effect = scale.name
     (mean1, share1, n1), (mean2, share2, n2) = raw.of(c.first), raw.of(c.second)
+    mean1, share1 = (np.where(n1 > 0, v, np.nan) for v in (mean1, share1))  # measured in none of the cells
+    mean2, share2 = (np.where(n2 > 0, v, np.nan) for v in (mean2, share2))
     columns: dict[str, Any] = {
         "comparison": c.name,
         "group1": c.group1,
@@ -163,7 +167,14 @@ def sure(table: pd.DataFrame) -> np.ndarray:
 
 def scale_of(table: pd.DataFrame) -> Scale:
     """The scale of the effects in a table."""
-    return next(s for s in SCALES.values() if f"{s.name}_mean" in table)
+    found = next((s for s in SCALES.values() if f"{s.name}_mean" in table), None)
+    if found is None:
+        raise ValueError(
+            "this is no table of differential_expression: it has no column "
+            f"{' or '.join(f'{s.name}_mean' for s in SCALES.values())}; in place of "
+            "differential_accessibility ask the model for differential_expression with the same arguments"
+        )
+    return found
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
