@@ -418,6 +418,11 @@ def test_few_shared_genes_are_warned_of_and_none_refused(scvi):
     with pytest.warns(UserWarning, match=r"has 22 of the 30 genes of SCVI \(73%\)"):
         pyrosc.surgery(model, query[:, 8:].copy())
     query = query.copy()
+    query.var_names = [n.upper() if i else n for i, n in enumerate(query.var_names)]
+    with pytest.raises(
+        DataError, match=r"29 of the 30 genes of SCVI in another case \('GENE_1' for 'gene_1'"
+    ):
+        pyrosc.surgery(model, query)
     query.var_names = [f"ENSG{i}" for i in range(30)]
     with pytest.raises(DataError, match="none of the 30 genes"):
         pyrosc.surgery(model, query)

@@ -255,6 +255,15 @@ def _check_genes(registry: Registry, query: Any, name: str, missing_genes: str) 
         has = set(map(str, part(query, state.modality).var_names))
         absent = [g for g in state.names if g not in has]
         shared = len(state.names) - len(absent)
+        folded = {g.casefold(): g for g in has}
+        other_case = {g: folded[g.casefold()] for g in absent if g.casefold() in folded}
+        if len(other_case) > shared:
+            pairs = [f"'{theirs}' for '{ours}'" for ours, theirs in list(other_case.items())[:3]]
+            raise DataError(
+                f"the query has {len(other_case):,} of the {len(state.names):,} genes of {name} in another "
+                f"case ({', '.join(pairs)}), and {shared:,} as they are: is it of another species? Rename "
+                "query.var_names if the genes are the same"
+            )
         if shared == 0:
             raise DataError(
                 f"the query has none of the {len(state.names):,} genes of {name}'s '{field}' (such as "
