@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    adata = atac.load(4000)
+    adata = atac.load()
     train, validation = common.split(adata.n_obs)
     fits = []
     for seed in args.seeds:

@@ -31,6 +31,8 @@ class Matrix:
     ----------
     present
         (g,) bool, which columns the source has; None where it has all.
+    sparse
+        Whether rows are at hand as sparse ones.
     """
 
     def __init__(self, source: Any, take: np.ndarray | None = None, halve: bool = False) -> None:
@@ -50,6 +52,7 @@ class Matrix:
             source = np.asarray(source)
         self._source = source
         self._take = take
+        self.sparse = sp.issparse(source)
         self.on_disk = not (sp.issparse(source) or isinstance(source, np.ndarray))
 
     def narrow(self) -> None:
@@ -79,8 +82,8 @@ class Matrix:
         return self._padded(part if self._take is None else part[:, self._take])
 
     def tensor(self, index: np.ndarray) -> Tensor:
-        """Rows `index` as `rows` gives them; where a sparse matrix is in memory, `rows_of` has its rows."""
-        if not sp.issparse(getattr(self, "_source", None)):
+        """Rows `index` as `rows` gives them; where they are at hand as `sparse` ones, `rows_of` has those."""
+        if not self.sparse:
             return torch.from_numpy(self.rows(index))
         sparse = self.sparse_rows(index).astype(np.float32, copy=False)
         out = torch.from_numpy(sparse.toarray())

@@ -240,17 +240,10 @@ def _copy(source, target):
 
 @numba.njit(error_model="numpy", fastmath={"reassoc", "contract"})
 def _sum(values):
-    """Sum in double precision, in four strands that do not wait for each other."""
-    a = b = c = d = 0.0
-    whole = values.size // 4 * 4
-    for j in range(0, whole, 4):
-        a += np.float64(values[j])
-        b += np.float64(values[j + 1])
-        c += np.float64(values[j + 2])
-        d += np.float64(values[j + 3])
-    for j in range(whole, values.size):
-        a += np.float64(values[j])
-    return (a + b) + (c + d)
+    total = 0.0
+    for j in range(values.size):
+        total += np.float64(values[j])
+    return total
 
 
 @intrinsic

@@ -7,7 +7,7 @@ so only zeros are worked out everywhere.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,40 +31,30 @@ def scaled_bernoulli_log_prob(
 ) -> Tensor:
     """Log-probability of zeros and ones, summed over the last ``event_ndims`` dimensions; the scale is that
     of both logs. First derivatives only."""
+    layout = Layout.of(event_ndims, value.shape, batch_shape)
+    args = [logits, log_scale]
     if log_depth is not None:
-        layout = Layout.of(event_ndims, value.shape, batch_shape)
-        if layout.column(log_depth) is None or log_depth.dtype != log_scale.dtype:
-            log_scale, log_depth = log_scale + log_depth, None
-    return _ScaledBernoulliLogProb.apply(value, logits, log_scale, log_depth, event_ndims, batch_shape)
+        column = layout.column(log_depth) if log_depth.dtype == log_scale.dtype else None
+        args = [logits, log_scale + log_depth] if column is None else [*args, column]
+    return _ScaledBernoulliLogProb.apply(value, layout, *args)
 
 
 class _ScaledBernoulliLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        logits: Tensor,
-        log_scale: Tensor,
-        log_depth: Tensor | None,
-        event_ndims: int,
-        batch_shape: torch.Size,
-    ) -> Tensor:
-        layout = Layout.of(event_ndims, value.shape, batch_shape, logits.shape, log_scale.shape)
-        dtype = torch.promote_types(logits.dtype, log_scale.dtype)
-        inner = compute_dtype(dtype)
-        views = [layout.view(logits.to(inner)), layout.view(log_scale.to(inner))]
-        if log_depth is not None:
-            views.append(cast(Tensor, layout.column(log_depth.to(inner))))
-        needs = ctx.needs_input_grad[1 : 1 + len(views)]
+    def forward(ctx: Any, value: Tensor, layout: Layout, *args: Tensor) -> Tensor:
+        """Arguments are logits, log scale and, of each row, a further part of it, (rows, 1)."""
+        dtype = torch.promote_types(args[0].dtype, args[1].dtype)
+        given = [arg.to(compute_dtype(dtype)) for arg in args]
+        views = [*map(layout.view, given[:2]), *given[2:]]
+        needs = ctx.needs_input_grad[2:]
         if _compiled.suits(value, views, layout, "scaled_bernoulli"):
             out, grads = _compiled.evaluate(value, views, layout, needs, "scaled_bernoulli")
         else:
             result, found = _evaluate(value, views, layout, any(needs))
             grads = [g if need else None for g, need in zip(found, needs, strict=True)]
-            out = result.sum(1) if event_ndims else result
+            out = result.sum(1) if layout.event_ndims else result
         if any(needs):
-            depth = [] if log_depth is None else [log_depth]
-            ctx.save_for_backward(logits, log_scale, *depth, *grads)
+            ctx.save_for_backward(*args, *grads)
         ctx.layout = layout
         return out.reshape(layout.out_shape).to(dtype)
 
@@ -72,8 +62,7 @@ class _ScaledBernoulliLogProb(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         n = len(ctx.saved_tensors) // 2
         inputs, grads = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        found = first_derivatives(ctx.layout, upstream, inputs, grads)
-        return None, *found, *[None] * (3 - n), None, None
+        return None, None, *first_derivatives(ctx.layout, upstream, inputs, grads)
 
 
 def _evaluate(

@@ -103,10 +103,10 @@ class Objective(Hooks):
         That is what ``missing_genes="mean"`` of `pyrosc.surgery` asks for; else they are as they come. The
         mean is that of the reference's cells at the depth of each cell in the genes that it has.
         """
-        measured, surgery = self.measured(field), self.surgery
-        if measured is None or surgery is None or surgery.missing_genes != "mean":
+        found = self._mean_of_missing(field)
+        if found is None or getattr(self, "_filling", False):  # a guide has them filled already
             return x
-        mean = getattr(self, surgery.mean_of(field))
+        measured, mean = found
         if self.support().get(field) != "real":
             mean = mean * (x.sum(-1, keepdim=True) / mean[measured].sum())
         return torch.where(measured, x, mean)
@@ -116,17 +116,24 @@ class Objective(Hooks):
 
         What a guide says of the total of filled counts is higher than that of what was counted by so much.
         """
+        found = self._mean_of_missing(field)
+        if found is None:
+            return 0.0
+        measured, mean = found
+        return (mean[measured].sum() / mean.sum()).log()
+
+    def _mean_of_missing(self, field: str) -> tuple[Tensor, Tensor] | None:
+        """Genes measured and the reference's mean, both (g,), where the others are to be filled with it."""
         present: dict[str, Tensor] = getattr(self, "_present", {})
         if field not in present or self.surgery is None or self.surgery.missing_genes != "mean":
-            return 0.0
-        mean = getattr(self, self.surgery.mean_of(field))
-        return (mean[present[field]].sum() / mean.sum()).log()
+            return None
+        return present[field], getattr(self, self.surgery.mean_of(field))
 
     def guided(self, **inputs: Tensor) -> Any:
         """The guide on arguments of the model, with their counts `filled`."""
-        if self.surgery is None or self.surgery.missing_genes != "mean":
+        counts = [n for n in inputs if self._mean_of_missing(n) is not None]
+        if not counts:
             return self.guide(**inputs)
-        counts = [n for n in getattr(self, "_present", {}) if n in inputs]
         filled = inputs | {n: self.filled(n, inputs[n]) for n in counts}
         object.__setattr__(self, "_filling", True)
         try:

@@ -123,7 +123,7 @@ class _Sums(Matrix):
         self._first = np.concatenate([rows, rows[pairs.first]])
         self._second = np.concatenate([np.full(len(rows), -1), rows[pairs.second]])
         self._capture = np.concatenate([np.ones(len(rows)), pairs.capture])
-        self.on_disk = matrix.on_disk
+        self.on_disk, self.sparse = matrix.on_disk, True
         self.shape = (len(self._first), matrix.shape[1])
 
     def rows(self, index: np.ndarray) -> np.ndarray:

@@ -211,10 +211,11 @@ def surgery(
     if missing_genes == "mean":
         _check_means(registry, name)
     fixed = _carry_over(model, new, name)
-    Surgery(fixed, free, missing_genes, shrinkage).apply(new)
+    kept = Surgery(fixed, free, missing_genes, shrinkage)
+    kept.apply(new)
     new.initialize_query(dataset)
     new.to(model.device)
-    if missing_genes != "zero":
+    if kept.masks:
         _check_masked(new, dataset)
     if not decoder_only and not free and not _guide_adapts(new):
         raise ValueError(_cannot_adapt(model, name, grown))
